@@ -1,0 +1,178 @@
+"""The command line: `star STAGE`, the same words as rules and folders. Exit codes: 0 done, 1 failed, 2 bad input."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from star import config as configuration
+from star.errors import InputError
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and notices of libraries would drown ours; kernels run single-minded, logs stay readable."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("RapidOCR").setLevel(logging.WARNING)
+
+
+def _prompts(args: argparse.Namespace) -> None:
+    from star import prompts
+
+    n = prompts.write(configuration.load(args.config, args.set), args.task, args.split, args.out)
+    print(f"{n} prompts in {args.out}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = configuration.load(args.config, args.set)
+    settings = configuration.run_settings(config, args.task, args.method)
+    if args.method not in config.methods:
+        raise InputError(f"--method {args.method}: the configuration has {', '.join(config.methods)}")
+    from star import prompts
+    from star.training.trainer import train
+
+    records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
+    train(settings, args.seed, records, args.out)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    config = configuration.load(args.config, args.set)
+    from star.sampling import sample
+
+    images = args.images or config.evaluation.images_per_prompt
+    n = sample(config.policy, config.evaluation, args.prompts, args.out, args.adapter, images, args.seed)
+    print(f"{n} images sampled into {args.out}")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from star.scoring import folder
+
+    summary = folder.score(args.task, args.images, args.out, configuration.load(args.config, args.set).scorers)
+    folder.print_summary(summary)
+
+
+def _tables(args: argparse.Namespace) -> None:
+    from star import tables
+
+    tables.write(configuration.load(args.config, args.set), args.out)
+
+
+def _maps(args: argparse.Namespace) -> None:
+    config = configuration.load(args.config, args.set)
+    from star.sampling.gallery import draw
+
+    settings = configuration.run_settings(config, args.task, args.method)
+    draw(settings, args.prompts, args.out, args.adapter, args.count, args.seed)
+
+
+def _log(args: argparse.Namespace) -> None:
+    from star import tracking
+
+    config = configuration.load(args.config, args.set)
+    if args.tables:
+        tracking.mirror_tables(config)
+    else:
+        tracking.mirror(config, args.task, args.method, args.seed, args.run)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from star.doctor import examine
+
+    return examine(configuration.load(args.config, args.set))
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from star.miniature.pretrain import Recipe, pretrain
+
+    pretrain(args.out, args.work, Recipe())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="star", description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def stage(name: str, function: object, summary: str, *, config: bool = True) -> argparse.ArgumentParser:
+        sub = stages.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(function=function)
+        if config:
+            default = Path("config/miniature.yaml")
+            sub.add_argument("--config", type=Path, default=default, help="configuration file (default: %(default)s)")
+            sub.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="SECTION.KEY=VALUE",
+                help="override a key; may be repeated",
+            )
+        return sub
+
+    def run_of(sub: argparse.ArgumentParser, task: bool = True) -> None:
+        sub.add_argument("--task", choices=configuration.TASKS, required=task)
+        sub.add_argument("--method", required=task, help="a key of `methods:` (or base, where nothing is trained)")
+        sub.add_argument("--seed", type=int, default=0)
+
+    s = stage("prompts", _prompts, "write the prompt records of a task")
+    s.add_argument("--task", choices=configuration.TASKS, required=True)
+    s.add_argument("--split", choices=("train", "test"), required=True)
+    s.add_argument("--out", type=Path, required=True)
+
+    s = stage("train", _train, "train one method on one task; goes on where a stopped run left off")
+    run_of(s)
+    s.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
+    s.add_argument("--out", type=Path, required=True)
+
+    s = stage("sample", _sample, "sample images of a checkpoint in GenEval's layout")
+    s.add_argument("--prompts", type=Path, required=True)
+    s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--adapter", type=Path, help="adapter/ folder of a checkpoint (default: the base itself)")
+    s.add_argument("--images", type=int, help="images a prompt (default: evaluation.images_per_prompt)")
+    s.add_argument("--seed", type=int, default=0)
+
+    s = stage("score", _score, "score a folder of images")
+    s.add_argument("--task", choices=configuration.TASKS, required=True)
+    s.add_argument("--images", type=Path, required=True)
+    s.add_argument("--out", type=Path, required=True)
+
+    s = stage("tables", _tables, "aggregate results into tables and figures")
+    s.add_argument("--out", type=Path, required=True)
+
+    s = stage("maps", _maps, "draw allocation maps over the denoising steps on their images")
+    run_of(s)
+    s.add_argument("--prompts", type=Path, required=True)
+    s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--adapter", type=Path)
+    s.add_argument("--count", type=int, default=6, help="number of prompts (default: %(default)s)")
+
+    s = stage("log", _log, "mirror a run's files to MLflow")
+    run_of(s, task=False)
+    s.add_argument("--run", type=Path, help="the run's folder")
+    s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
+
+    stage("doctor", _doctor, "check what a configuration needs and say what to do")
+
+    s = stage("pretrain-miniature", _pretrain, "train the miniature base; resumable", config=False)
+    s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--work", type=Path, required=True)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage; returns the exit code."""
+    _quiet_libraries()
+    args = _parser().parse_args(argv)
+    try:
+        return args.function(args) or 0
+    except InputError as error:
+        print(f"star {args.stage}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""The recipe of the miniature base: an autoencoder, then the text encoders and the transformer together by flow matching.
+
+Captions are imperfect on purpose, as web captions are: with probability `caption_noise` the caption describes a scene that
+differs from the drawn one in one thing. The base therefore knows every concept and follows the caption only mostly, which
+is what post-training can mend. Prompts of the lettered test set are never drawn. Resumable: a killed run goes on from its
+last state and ends with the same weights.
+
+Shapes: B batch, C latent channels, H W latent size, L caption columns.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusion3Pipeline
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from star.miniature import base
+from star.miniature.captions import TAGS, TEST_PROMPTS, caption, misread, split
+from star.miniature.scenes import compose, render
+
+MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.11, 0.12, 0.05, 0.15, 0.14, 0.25, 0.13), strict=True))
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the base training; the defaults made the embedded weights."""
+
+    seed: int = 0
+    images: int = 65536
+    caption_noise: float = 0.3
+    caption_dropout: float = 0.1
+    autoencoder_steps: int = 1600
+    autoencoder_whole_steps: int = 350
+    autoencoder_batch: int = 32
+    autoencoder_lr: float = 2e-3
+    kl_weight: float = 1e-4
+    steps: int = 16000
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 300
+    decay_share: float = 0.25
+    ema: float = 0.999
+    save_every: int = 500
+
+
+def corpus(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
+    """Pictures, uint8 [images, 64, 64, 3], and their imperfect captions."""
+    rng = np.random.default_rng(recipe.seed)
+    pools = {
+        tag: (split(tag, TEST_PROMPTS["ocr"]["ocr"])[0] if tag == "ocr" else sum(split(tag, 0), [])) for tag in MIXTURE
+    }
+    pictures, texts = np.empty((recipe.images, 64, 64, 3), np.uint8), []
+    tags = rng.choice(list(MIXTURE), size=recipe.images, p=list(MIXTURE.values()))
+    for i, tag in enumerate(tqdm(tags, desc="drawing", mininterval=10)):
+        described = pools[tag][int(rng.integers(len(pools[tag])))]
+        drawn = misread(described, rng) if rng.random() < recipe.caption_noise else described
+        pictures[i] = render(compose(drawn, rng))
+        texts.append(caption(described))
+    return pictures, texts
+
+
+def _schedule(step: int, steps: int, warmup: int, decay_share: float) -> float:
+    """Warm up, stay, then fall linearly to zero over the last `decay_share`."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
+
+
+def _pixels(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(vae: nn.Module, pictures: np.ndarray, recipe: Recipe) -> float:
+    """Train in place; returns the mean squared error of the last 100 steps (pixels in -1..1).
+
+    Quarter-size crops first (a quarter of the cost), whole pictures in half batches at the end.
+    """
+    vae.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.autoencoder_lr, betas=(0.9, 0.98), weight_decay=0)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    errors = []
+    progress = tqdm(range(recipe.autoencoder_steps), desc="autoencoder", mininterval=10)
+    for step in progress:
+        whole = step >= recipe.autoencoder_steps - recipe.autoencoder_whole_steps
+        batch, side = (recipe.autoencoder_batch // 2, 64) if whole else (recipe.autoencoder_batch, 32)
+        rows = torch.randint(recipe.images, (batch,), generator=generator).numpy()
+        top, left = torch.randint((64 - side) // 4 + 1, (2,), generator=generator).mul(4).tolist()
+        x = _pixels(pictures[rows, top : top + side, left : left + side]).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            y = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = F.mse_loss(y.float(), x)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.autoencoder_lr * _schedule(step, recipe.autoencoder_steps, 50, 0.4)
+        optimizer.zero_grad()
+        (error + recipe.kl_weight * kl).backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        errors.append(error.item())
+        progress.set_postfix(mse=np.mean(errors[-100:]), refresh=False)
+    return float(np.mean(errors[-100:]))
+
+
+@torch.no_grad()
+def encode_pictures(vae: nn.Module, pictures: np.ndarray) -> torch.Tensor:
+    """Latent means before scaling, half precision [images, C, H, W]."""
+    latents = []
+    for start in tqdm(range(0, len(pictures), 256), desc="encoding", mininterval=10):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = _pixels(pictures[start : start + 256]).to(memory_format=torch.channels_last)
+            latents.append(vae.encode(x).latent_dist.mean.half())
+    return torch.cat(latents)
+
+
+def encode_captions(
+    pipe: StableDiffusion3Pipeline, clip_BL: torch.Tensor, t5_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `pipe.encode_prompt` computes, with gradients, from token ids: columns [B, 2L, D] and pooled [B, P]."""
+    outputs = [e(clip_BL, output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2)]
+    t5 = pipe.text_encoder_3(t5_BL)[0]
+    clip = torch.cat([o.hidden_states[-2] for o in outputs], -1)
+    clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+    return torch.cat([clip, t5], 1), torch.cat([o[0] for o in outputs], -1)
+
+
+class _FloatAttention(JointAttnProcessor2_0):
+    """Joint attention in float32 under bfloat16 autocast: the CPU's bfloat16 attention gradient is ten times slower."""
+
+    def __call__(self, attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object):
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        q, k, v = (heads(f(hidden_states)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        names = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        cq, ck, cv = (heads(f(encoder_hidden_states)) for f in names)
+        q, k = torch.cat([attn.norm_q(q), attn.norm_added_q(cq)], 2), torch.cat([attn.norm_k(k), attn.norm_added_k(ck)], 2)
+        v = torch.cat([v, cv], 2)
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        out = out.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        image, context = out.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], 1)
+        return attn.to_out[0](image), (context if attn.context_pre_only else attn.to_add_out(context))
+
+
+def train_transformer(
+    pipe: StableDiffusion3Pipeline, latents: torch.Tensor, texts: list[str], recipe: Recipe, state: Path
+) -> dict:
+    """Train transformer and text encoders in place by flow matching, resuming from `state`; returns losses and hours."""
+    modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
+    pipe.transformer.set_attn_processor(_FloatAttention())
+    named = dict(modules.named_parameters())
+    hidden = [p for n, p in named.items() if p.ndim == 2 and "transformer_blocks" in n]
+    chosen = {id(p) for p in hidden}
+    optimizers = [
+        torch.optim.Muon(hidden, lr=recipe.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for p in named.values() if id(p) not in chosen], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    average = {n: p.detach().clone() for n, p in named.items()}
+
+    def ids(tokenizer: object, texts: list[str]) -> torch.Tensor:
+        return tokenizer(texts, padding="max_length", max_length=base.TEXT_LENGTH, truncation=True, return_tensors="pt").input_ids
+
+    clip_ids, t5_ids = ids(pipe.tokenizer, texts), ids(pipe.tokenizer_3, texts)
+    clip_none, t5_none = ids(pipe.tokenizer, [""]), ids(pipe.tokenizer_3, [""])
+    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
+
+    start, losses, seconds = 0, [], 0.0
+    if (state / "progress.json").exists():
+        progress = json.loads((state / "progress.json").read_text())
+        start, losses, seconds = progress["step"], progress["losses"], progress["seconds"]
+        modules.load_state_dict(load_file(state / "weights.safetensors"))
+        average = load_file(state / "average.safetensors")
+        for i, optimizer in enumerate(optimizers):
+            optimizer.load_state_dict(torch.load(state / f"optimizer{i}.pt", weights_only=True))
+
+    def save(step: int) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().contiguous() for n, p in modules.state_dict().items()}, state / "weights.safetensors")
+        save_file(average, state / "average.safetensors")
+        for i, optimizer in enumerate(optimizers):
+            torch.save(optimizer.state_dict(), state / f"optimizer{i}.pt")
+        (state / "progress.json").write_text(json.dumps({"step": step, "losses": losses, "seconds": seconds}))
+
+    denoise = torch.compile(pipe.transformer)
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15)
+    window = []
+    for step in bar:
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed((recipe.seed + 1) * 1_000_003 + step)
+        rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
+        dropped = (torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout)
+        clip_BL = torch.where(dropped, clip_none, clip_ids[rows])
+        t5_BL = torch.where(dropped, t5_none, t5_ids[rows])
+        x0_BCHW = (latents[rows].float() - shift) * scale
+        noise_BCHW = torch.randn(x0_BCHW.shape, generator=generator)
+        sigma_B = torch.randn(recipe.batch, generator=generator).sigmoid()
+        x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            columns, pooled = encode_captions(pipe, clip_BL, t5_BL)
+            v_BCHW = denoise(
+                hidden_states=x_BCHW,
+                encoder_hidden_states=columns,
+                pooled_projections=pooled,
+                timestep=1000 * sigma_B,
+                return_dict=False,
+            )[0]
+        loss = F.mse_loss(v_BCHW.float(), noise_BCHW - x0_BCHW)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(named.values(), 1.0)
+        rate = recipe.lr * _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
+        window.append(loss.item())
+        seconds += time.perf_counter() - began
+        if (step + 1) % 100 == 0:
+            losses.append([step + 1, float(np.mean(window[-100:]))])
+            window = window[-100:]
+            bar.set_postfix(loss=losses[-1][1], refresh=False)
+        if (step + 1) % recipe.save_every == 0:
+            save(step + 1)
+    modules.load_state_dict(average, strict=False)
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
+    return {"losses": losses, "hours": seconds / 3600}
+
+
+def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
+    """Make the base in `out`; `work` keeps what resuming needs."""
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = base.pipeline(recipe.seed)
+    pictures, texts = corpus(recipe)
+    if (work / "vae" / "config.json").exists():
+        pipe.vae = type(pipe.vae).from_pretrained(work / "vae")
+        report = json.loads((work / "vae" / "report.json").read_text())
+    else:
+        began = time.perf_counter()
+        report = {"autoencoder_mse": train_autoencoder(pipe.vae, pictures, recipe)}
+        latents = encode_pictures(pipe.vae, pictures[:4096]).float()
+        pipe.vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+        report["autoencoder_hours"] = (time.perf_counter() - began) / 3600
+        pipe.vae.save_pretrained(work / "vae")
+        (work / "vae" / "report.json").write_text(json.dumps(report))
+    latents = encode_pictures(pipe.vae, pictures)
+    report |= train_transformer(pipe, latents, texts, recipe, work / "flow")
+    pipe.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"recipe": asdict(recipe), **report}, indent=1))

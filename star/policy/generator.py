@@ -1,0 +1,244 @@
+"""The generator: any diffusers SD3-format folder or hub repository, with a LoRA adapter as the trained policy.
+
+Rollout and update go through one call, `Generator.velocity`: latents stay float32 outside, precision is chosen inside.
+
+Shapes: B batch, C latent channels, H W latent size, L text columns, E column width, P pooled width.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from star.allocation.attention import CoreColumns, Recorder, install
+from star.allocation.core import core_columns
+from star.config import Policy
+from star.errors import InputError
+from star.policy.sde import Schedule, log_prob, step_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded prompts: text columns [B, L, E] and pooled vectors [B, P]; the core columns ride along."""
+
+    columns_BLE: torch.Tensor
+    pooled_BP: torch.Tensor
+    core: CoreColumns
+
+    def __getitem__(self, rows: torch.Tensor) -> "Encoded":
+        core = CoreColumns(self.core.index_BK[rows], self.core.weight_BK[rows])
+        return Encoded(self.columns_BLE[rows], self.pooled_BP[rows], core)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device. Raises InputError when CUDA is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("policy.device: cuda is not available here; set policy.device to auto or cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
+    """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
+    source = Path(policy.model)
+    if source.exists():
+        if not (source / "model_index.json").exists():
+            raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers SD3 pipeline folder")
+    elif policy.model.count("/") != 1 or policy.model.startswith((".", "/")):
+        raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
+    elif policy.revision is None:
+        raise InputError(f"policy.revision: pin the commit of {policy.model} (40 hex digits); hub repositories change")
+    dtype = DTYPES[policy.precision]
+    try:
+        pipe = StableDiffusion3Pipeline.from_pretrained(
+            policy.model, revision=policy.revision, torch_dtype=dtype, use_safetensors=True
+        )
+    except GatedRepoError:
+        raise InputError(
+            f"policy.model: {policy.model} is gated; accept its licence at https://huggingface.co/{policy.model} "
+            "and log in with `hf auth login`"
+        ) from None
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(f"policy.model: cannot load {policy.model}: {' '.join(str(error).split())[:300]}") from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Generator:
+    """A pipeline prepared as policy: frozen base, one LoRA adapter, recorded attention.
+
+    Raises InputError when the pipeline cannot be loaded, the device is missing or a block does not exist.
+    """
+
+    def __init__(self, policy: Policy, blocks: list[int] = ()) -> None:
+        self.policy = policy
+        self.device = pick_device(policy.device)
+        self.pipe = load_pipeline(policy)
+        self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
+        self.pipe.vae.requires_grad_(False).to(self.device).eval()
+        try:
+            self.recorder: Recorder = install(self.transformer, list(blocks))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        self.dtype = DTYPES[policy.precision]
+
+    # -- prompts ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, records: list[dict]) -> Encoded:
+        """Encode prompt records; the text encoders visit the device only meanwhile."""
+        encoders = [e for e in (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3) if e]
+        for encoder in encoders:
+            encoder.to(self.device)
+        prompts = [r["prompt"] for r in records]
+        columns, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.policy.max_sequence_length,
+        )
+        if self.device.type != "cpu":
+            for encoder in encoders:
+                encoder.to("cpu")
+        tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
+        if self.pipe.text_encoder_3 is not None:
+            tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
+        core = core_columns(tokenizers, prompts, [r["core"] for r in records])
+        return Encoded(columns, pooled, core.to(self.device))
+
+    # -- the policy -------------------------------------------------------------------------------------------------
+
+    def velocity(
+        self, x_BCHW: torch.Tensor, sigma: float, prompt: Encoded, empty: Encoded | None, record: bool = False
+    ) -> torch.Tensor:
+        """The velocity at noise level sigma, float32 [B, C, H, W], with guidance when `empty` is given.
+
+        With `record`, `self.recorder` afterwards holds the raw attention map of the conditional branch.
+        """
+        columns, pooled, x = prompt.columns_BLE, prompt.pooled_BP, x_BCHW
+        if empty is not None:
+            b = len(x_BCHW)
+            columns = torch.cat([empty.columns_BLE.expand(b, -1, -1), columns])
+            pooled = torch.cat([empty.pooled_BP.expand(b, -1), pooled])
+            x = torch.cat([x, x])
+        timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
+        with (
+            torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
+            self.recorder.recording(prompt.core) if record else nullcontext(),
+        ):
+            v = self.transformer(
+                hidden_states=x.to(self.dtype),
+                encoder_hidden_states=columns.to(self.dtype),
+                pooled_projections=pooled.to(self.dtype),
+                timestep=timestep,
+                return_dict=False,
+            )[0].float()
+        if empty is None:
+            return v
+        unconditional, conditional = v.chunk(2)
+        return unconditional + self.policy.guidance * (conditional - unconditional)
+
+    def empty_prompt(self) -> Encoded | None:
+        """The encoded negative prompt "", or None when the guidance is 1."""
+        return self.encode([{"prompt": "", "core": []}]) if self.policy.guidance > 1 else None
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents at the policy's resolution."""
+        side = self.policy.resolution // self.pipe.vae_scale_factor
+        return self.transformer.config.in_channels, side, side
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise_BSCHW: torch.Tensor,
+        prompt: Encoded,
+        empty: Encoded | None,
+        schedule: Schedule,
+        record: bool = False,
+    ) -> "Trajectory":
+        """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start)."""
+        x = noise_BSCHW[:, 0].to(self.device)
+        latents, log_probs, maps = [x], [], []
+        side = self.latent_shape()[1] // self.transformer.config.patch_size
+        for t in range(len(schedule)):
+            v = self.velocity(x, schedule.sigma[t].item(), prompt, empty, record)
+            mean = x_next = step_mean(schedule, t, x, v)
+            if schedule.std[t] > 0:
+                x_next = mean + schedule.std[t].item() * noise_BSCHW[:, t + 1].to(self.device)
+                log_probs.append(log_prob(schedule, t, x_next, mean))
+            else:
+                log_probs.append(torch.zeros_like(mean[:, 0]))
+            if record:
+                maps.append(self.recorder.raw_map().unflatten(-1, (side, side)).half())
+            latents.append(x_next)
+            x = x_next
+        return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(maps, 1) if record else None)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: torch.Tensor) -> list:
+        """Pictures of final latents: a list of uint8 arrays [height, width, 3]."""
+        vae = self.pipe.vae
+        z = latents_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels = vae.decode(z.to(vae.dtype)).sample.float()
+        rounded = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return list(rounded.permute(0, 2, 3, 1).cpu().numpy())
+
+    # -- the adapter ------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, seed: int) -> list[torch.nn.Parameter]:
+        """Add a fresh LoRA adapter (float32, Gaussian A, zero B) and return its parameters, in a fixed order."""
+        lora = self.policy.lora
+        torch.manual_seed(seed)
+        self.transformer.add_adapter(
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=lora.targets)
+        )
+        parameters = [p for p in self.transformer.parameters() if p.requires_grad]
+        for p in parameters:
+            p.data = p.data.float()
+        return parameters
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base policy: the adapter is switched off inside."""
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights under peft's names."""
+        return get_peft_model_state_dict(self.transformer)
+
+    def set_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put weights from `adapter_state` back. Raises InputError when they do not fit this model."""
+        result = set_peft_model_state_dict(self.transformer, state)
+        if result.unexpected_keys:
+            raise InputError(f"adapter: weights {result.unexpected_keys[:2]} do not fit {self.policy.model}")
+
+    def load_adapter(self, folder: Path) -> None:
+        """Load a saved adapter for sampling. Raises InputError when the folder holds none."""
+        file = folder / ADAPTER_FILE
+        if not file.exists():
+            raise InputError(f"{folder}: no {ADAPTER_FILE}; name the adapter/ folder of a checkpoint")
+        self.pipe.load_lora_weights(load_file(file))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A sampled batch: latents float32 [B, T+1, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, h, w]."""
+
+    latents_BSCHW: torch.Tensor
+    log_prob_BTHW: torch.Tensor
+    raw_BThw: torch.Tensor | None

@@ -1,0 +1,83 @@
+"""Stage: sampling. Images of a checkpoint on a prompt file, in GenEval's official layout, by the Euler ODE."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from star.config import Evaluation, Policy
+from star.errors import InputError
+from star.policy.generator import Generator
+from star.policy.sde import make_schedule
+from star.prompts import read
+from star.training.seeding import noise
+
+
+def _save_png(picture: object, path: Path, **texts: str) -> None:
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    draft = path.with_suffix(".tmp")
+    Image.fromarray(picture).save(draft, "PNG", pnginfo=info)
+    draft.replace(path)
+
+
+def _folder(out: Path, number: int, record: dict) -> Path:
+    """The prompt's folder with its official metadata line."""
+    folder = out / f"{number:05d}"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    metadata = {**record["metadata"], **{k: record[k] for k in ("prompt", "id", "task", "core")}}
+    (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
+    return folder
+
+
+def sample(
+    policy: Policy, evaluation: Evaluation, prompts: Path, out: Path, adapter: Path | None, images: int, seed: int
+) -> int:
+    """Sample `images` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
+
+    Noise depends on (seed, prompt id, picture) alone, so checkpoints and methods are compared at equal noise. Pictures that
+    are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are missing,
+    or when `out` holds pictures of another checkpoint.
+    """
+    records = read(prompts)
+    generator = Generator(policy)
+    checkpoint = "base"
+    if adapter is not None:
+        generator.load_adapter(adapter)
+        generator.pipe.fuse_lora()
+        checkpoint = str(adapter)
+    schedule = make_schedule(generator.pipe.scheduler, evaluation.steps, 0.0)
+    empty = generator.empty_prompt()
+    encoded = generator.encode(records)
+    out.mkdir(parents=True, exist_ok=True)
+    source = out / "checkpoint.txt"
+    if source.exists() and source.read_text() != checkpoint:
+        raise InputError(f"{out}: holds pictures of {source.read_text()}, not of {checkpoint}; name another folder")
+    source.write_text(checkpoint)
+
+    wanted = []
+    for number, record in enumerate(records):
+        folder = _folder(out, number, record)
+        wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(images)]
+    missing = [w for w in wanted if not w[2].exists()]
+    bar = tqdm(
+        total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20
+    )
+    for start in range(0, len(missing), evaluation.batch):
+        batch = missing[start : start + evaluation.batch]
+        noises = [noise((1, *generator.latent_shape()), "test", seed, records[n]["id"], k) for n, k, _ in batch]
+        rows = torch.tensor([n for n, _, _ in batch])
+        trajectory = generator.sample(torch.stack(noises), encoded[rows], empty, schedule)
+        for picture, (n, k, path) in zip(generator.decode(trajectory.latents_BSCHW[:, -1]), batch, strict=True):
+            _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n]["id"], checkpoint=checkpoint)
+        bar.update(len(batch))
+    bar.close()
+    draft = out / ".prompts.tmp"
+    draft.write_bytes(prompts.read_bytes())
+    draft.replace(out / "prompts.jsonl")
+    return len(missing)

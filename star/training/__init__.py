@@ -1,0 +1,1 @@
+"""Stage: training. Rollout, advantages, update and checkpoints of Flow-GRPO and STAR."""

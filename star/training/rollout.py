@@ -1,0 +1,96 @@
+"""One epoch's rollouts: prompts drawn, images sampled with noise, rewards computed beside the sampling.
+
+Shapes: B rollouts of the epoch, T steps, C H W latents, h w token grid.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from star.config import Rollout
+from star.policy.generator import Encoded, Generator, Trajectory
+from star.policy.sde import Schedule, make_schedule
+from star.scoring.pool import RewardPool
+from star.training.seeding import generator, noise
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The epoch: trajectories on the CPU in the order of `prompt_B` (index into the epoch's prompts)."""
+
+    latents_BSCHW: torch.Tensor
+    log_prob_BTHW: torch.Tensor
+    raw_BThw: torch.Tensor | None
+    prompt_B: np.ndarray
+    reward_B: np.ndarray
+    seconds_rollout: float
+    seconds_reward: float
+
+
+def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
+    """The steps that are noisy and trained this epoch: all but the last share, or a window drawn for the epoch."""
+    if rollout.window is None:
+        return range(int(rollout.steps * rollout.trained_fraction))
+    first, last = rollout.window_range or (0, int(rollout.steps * rollout.trained_fraction))
+    start = torch.randint(first, last - rollout.window + 1, (), generator=generator("window", seed, epoch))
+    return range(int(start), int(start) + rollout.window)
+
+
+def epoch_schedule(policy: Generator, rollout: Rollout, steps: range) -> Schedule:
+    """Noise on every step, or only on the window's."""
+    noisy = None if rollout.window is None else steps
+    return make_schedule(policy.pipe.scheduler, rollout.steps, rollout.noise_level, noisy)
+
+
+def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
+    """`count` different prompts of `total` for one epoch."""
+    return torch.randperm(total, generator=generator("prompts", seed, epoch))[:count].tolist()
+
+
+def sample_epoch(
+    policy: Generator,
+    rollout: Rollout,
+    schedule: Schedule,
+    records: list[dict],
+    ids: list[int],
+    prompts: Encoded,
+    empty: Encoded | None,
+    pool: RewardPool,
+    seed: int,
+    epoch: int,
+    record_maps: bool,
+) -> Rollouts:
+    """Sample `group_size` images of each of the epoch's prompts and reward them.
+
+    `records[i]` has index `ids[i]` in the training set, which names its noise.
+    """
+    began = time.perf_counter()
+    prompt_B = np.repeat(np.arange(len(records)), rollout.group_size)
+    shape = (rollout.steps + 1, *policy.latent_shape())
+    parts: list[Trajectory] = []
+    rewards = []
+    for start in range(0, len(prompt_B), rollout.batch):
+        members = range(start, start + rollout.batch)
+        rows = prompt_B[start : start + rollout.batch]
+        noises = [
+            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size)
+            for b, p in zip(members, rows, strict=True)
+        ]
+        batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(rows)], empty, schedule, record_maps)
+        pictures = policy.decode(batch.latents_BSCHW[:, -1])
+        rewards.append(pool.submit(pictures, [records[p] for p in rows]))
+        parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
+    sampled = time.perf_counter()
+    reward_B = np.concatenate([future.result()[0] for future in rewards])
+    done = time.perf_counter()
+    return Rollouts(
+        torch.cat([p.latents_BSCHW for p in parts]),
+        torch.cat([p.log_prob_BTHW for p in parts]),
+        torch.cat([p.raw_BThw for p in parts]) if record_maps else None,
+        prompt_B,
+        reward_B,
+        seconds_rollout=sampled - began,
+        seconds_reward=done - sampled,
+    )

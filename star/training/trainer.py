@@ -1,0 +1,150 @@
+"""The training loop: rollout, reward, advantage, allocation, update; metrics.jsonl, checkpoints, resume."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from star.allocation.maps import allocation_map, effective_area, entropy, random_map
+from star.config import Allocation, RunSettings
+from star.errors import InputError
+from star.policy.generator import Generator
+from star.scoring.pool import RewardPool
+from star.training import checkpoint
+from star.training.advantages import group_advantages
+from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
+from star.training.seeding import generator
+from star.training.update import update_policy
+
+
+def check(settings: RunSettings, records: list[dict]) -> None:
+    """Raise InputError where batch numbers do not divide or prompts are too few, before anything is loaded."""
+    rollout = settings.rollout
+    images = rollout.groups * rollout.group_size
+    if images % rollout.batch:
+        raise InputError(f"rollout.batch: {rollout.batch} does not divide groups x group_size = {images}")
+    if len(records) < rollout.groups:
+        raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(records)}")
+    if settings.allocation.source != "none" and not settings.allocation.blocks:
+        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+
+
+def make_maps(allocation: Allocation, rollouts: Rollouts, seed: int, epoch: int) -> torch.Tensor | None:
+    """The epoch's allocation maps [B, T, H, W], or None for the scalar objective."""
+    if allocation.source == "none":
+        return None
+    raw = rollouts.raw_BThw
+    if allocation.source == "random":
+        raw = random_map(raw, generator("random map", seed, epoch))
+    return allocation_map(raw, smoothing=allocation.smoothing, sharpness=allocation.sharpness, floor=allocation.floor)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak memory of this process on its device, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _keep_rows(file: Path, epochs: int) -> None:
+    """Cut metrics of epochs that a resumed run does again."""
+    rows = file.read_text().splitlines()[:epochs] if file.exists() else []
+    file.write_text("".join(row + "\n" for row in rows))
+
+
+def train(
+    settings: RunSettings,
+    seed: int,
+    records: list[dict],
+    out: Path,
+    after_epoch: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train one method on one task into `out`, resuming from its newest checkpoint.
+
+    Raises InputError on settings that do not fit, before any work; RuntimeError when rollout and update disagree.
+    """
+    check(settings, records)
+    rollout, training, allocation = settings.rollout, settings.training, settings.allocation
+    record_maps = allocation.source != "none"
+    policy = Generator(settings.policy, allocation.blocks if record_maps else [])
+    parameters = policy.add_adapter(seed)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+    )
+    ema = checkpoint.Ema(parameters, training.ema_decay, training.ema_every)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text(settings.model_dump_json(indent=1))
+    digest = settings.digest()
+    done = checkpoint.resume(
+        out / "checkpoints", policy, ema, optimizer, digest, lambda text: print(text, file=sys.stderr)
+    )
+    metrics = out / "metrics.jsonl"
+    _keep_rows(metrics, done)
+
+    empty = policy.empty_prompt()
+    bar = tqdm(
+        range(done + 1, training.epochs + 1),
+        initial=done,
+        total=training.epochs,
+        desc=f"{settings.task} {settings.method} seed{seed}",
+        unit="epoch",
+        mininterval=0.1 if sys.stderr.isatty() else 20,
+    )
+    with RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool:
+        for epoch in bar:
+            ids = draw_prompts(rollout.groups, len(records), seed, epoch)
+            chosen = [records[i] for i in ids]
+            prompts = policy.encode(chosen)
+            steps = trained_steps(rollout, seed, epoch)
+            schedule = epoch_schedule(policy, rollout, steps)
+            rollouts = sample_epoch(
+                policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps
+            )
+            began = time.perf_counter()
+            advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
+            map_BTHW = make_maps(allocation, rollouts, seed, epoch)
+            mapped = time.perf_counter()
+            row = update_policy(
+                policy,
+                training,
+                schedule,
+                steps,
+                rollouts,
+                map_BTHW,
+                advantage_B,
+                prompts,
+                empty,
+                optimizer,
+                ema.after_step,
+                batch=rollout.batch,
+                seed=seed,
+                epoch=epoch,
+                expect_ratio_one=epoch == done + 1,
+            )
+            reward_B = rollouts.reward_B
+            row = {
+                "epoch": epoch,
+                **row,
+                "reward_mean": reward_B.mean(),
+                "reward_std": reward_B.std(),
+                "zero_advantage_share": float((advantage_B == 0).mean()),
+                "images": len(reward_B),
+                "map_entropy": None if map_BTHW is None else entropy(map_BTHW),
+                "map_effective_area": None if map_BTHW is None else effective_area(map_BTHW),
+                "seconds_rollout": rollouts.seconds_rollout,
+                "seconds_reward": rollouts.seconds_reward,
+                "seconds_maps": mapped - began,
+                "seconds_update": time.perf_counter() - mapped,
+                "peak_memory_bytes": _peak_memory(policy.device),
+            }
+            with metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
+            if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
+                checkpoint.save(out / "checkpoints" / f"step{epoch}", policy, ema, optimizer, epoch, digest)
+            after_epoch(epoch)

@@ -1,0 +1,112 @@
+"""The policy update: clipped loss with allocated log-probabilities, KL to the reference, one backward a step.
+
+Shapes: B rollouts, M micro-batch, T steps, C H W latents.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from star.allocation.objective import allocate, clipped_loss
+from star.config import Training
+from star.policy.generator import Encoded, Generator
+from star.policy.sde import Schedule, log_prob, reference_kl, step_mean
+from star.training.rollout import Rollouts
+from star.training.seeding import generator
+
+
+def micro_batches(
+    kept: np.ndarray, size: int, updates: int, seed: int, epoch: int
+) -> list[list[tuple[np.ndarray, int]]]:
+    """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
+
+    The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio exactly 1.
+    """
+    order = kept[torch.randperm(len(kept), generator=generator("update", seed, epoch)).numpy()]
+    starts = range(0, len(order), size)
+    batches = [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in starts]
+    return [batches[u::updates] for u in range(min(updates, len(batches)))]
+
+
+def update_policy(
+    policy: Generator,
+    training: Training,
+    schedule: Schedule,
+    steps: range,
+    rollouts: Rollouts,
+    map_BTHW: torch.Tensor | None,
+    advantage_B: np.ndarray,
+    prompts: Encoded,
+    empty: Encoded | None,
+    optimizer: torch.optim.Optimizer,
+    after_step: callable,
+    *,
+    batch: int,
+    seed: int,
+    epoch: int,
+    expect_ratio_one: bool,
+) -> dict[str, float]:
+    """One epoch's optimizer steps; returns the means of loss, policy_loss, kl, ratio, clip_fraction and grad_norm.
+
+    Rollouts of zero advantage are dropped. With `expect_ratio_one` every ratio of the first optimizer step must be exactly
+    1, else RuntimeError: rollout and update then do not see the same numbers. Raises FloatingPointError on a loss or
+    gradient that is not finite, before the weights are touched.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = policy.device
+    seen: dict[str, list[float]] = defaultdict(list)
+    for u, batches in enumerate(
+        micro_batches(np.flatnonzero(advantage_B), batch, training.updates_per_epoch, seed, epoch)
+    ):
+        total = sum(count for _, count in batches) * len(steps)
+        for rows_M, count in batches:
+            prompt = prompts[torch.from_numpy(rollouts.prompt_B[rows_M])]
+            advantage_M = torch.from_numpy(advantage_B[rows_M]).float().to(device)
+            weight_M = (torch.arange(batch, device=device) < count).float() / total
+            for t in steps:
+                x, x_next = (
+                    rollouts.latents_BSCHW[rows_M, t].to(device),
+                    rollouts.latents_BSCHW[rows_M, t + 1].to(device),
+                )
+                map_MHW = None if map_BTHW is None else map_BTHW[rows_M, t].to(device)
+                sigma = schedule.sigma[t].item()
+                v = policy.velocity(x, sigma, prompt, empty)
+                mean = step_mean(schedule, t, x, v)
+                new_M = allocate(log_prob(schedule, t, x_next, mean), map_MHW)
+                old_M = allocate(rollouts.log_prob_BTHW[rows_M, t].to(device), map_MHW)
+                loss_M, ratio_M = clipped_loss(advantage_M, new_M, old_M, training.clip_range)
+                deviation = (ratio_M.detach() - 1).abs().max().item()
+                if expect_ratio_one and u == 0 and deviation != 0:
+                    raise RuntimeError(
+                        f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})"
+                    )
+                policy_loss = (loss_M * weight_M).sum()
+                loss, kl = policy_loss, None
+                if training.kl_beta > 0:
+                    with torch.no_grad(), policy.reference():
+                        reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
+                    kl = (reference_kl(schedule, t, mean, reference) * weight_M).sum()
+                    loss = policy_loss + training.kl_beta * kl
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"loss is not finite (epoch {epoch}, step {t}); weights are untouched")
+                loss.backward()
+                per_sample = total / count
+                seen["loss"].append(loss.item() * per_sample)
+                seen["policy_loss"].append(policy_loss.item() * per_sample)
+                seen["kl"].append(0.0 if kl is None else kl.item() * per_sample)
+                counted = ratio_M.detach()[:count]
+                seen["ratio_mean"].append(counted.mean().item())
+                seen["ratio_max_deviation"].append((counted - 1).abs().max().item())
+                seen["clip_fraction"].append(((counted - 1).abs() > training.clip_range).float().mean().item())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient is not finite (epoch {epoch}); weights are untouched")
+        seen["grad_norm"].append(norm.item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step()
+    summary = {name: float(np.mean(values)) for name, values in seen.items()}
+    summary["ratio_max_deviation"] = float(np.max(seen["ratio_max_deviation"], initial=0.0))
+    keys = ("loss", "policy_loss", "kl", "ratio_mean", "ratio_max_deviation", "clip_fraction", "grad_norm")
+    return {k: summary.get(k, 1.0 if k == "ratio_mean" else 0.0) for k in keys}
