@@ -107,7 +107,8 @@ class Scorers(_Section):
 
     detector: Literal["miniature", "mask2former"] = "mask2former"
     ocr_engine: Literal["rapidocr", "easyocr"] = "easyocr"
-    ocr_height: Positive | None = None
+    ocr_mode: Literal["line", "page"] = "page"
+    ocr_size: Positive | None = None
     pickscore_model: str = "yuvalkirstain/PickScore_v1"
     pickscore_processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     workers: int = Field(1, ge=0)

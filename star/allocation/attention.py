@@ -52,9 +52,7 @@ class Recorder:
         return torch.stack([self.maps[b] for b in self.blocks]).mean(0)
 
 
-def fused_attention(
-    q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fused_attention(q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and its log-sum-exp ([B, A, N], float32) from one fused, differentiable kernel."""
     aten, kind = torch.ops.aten, v_BAND.dtype
     with torch.autocast(q_BAND.device.type, enabled=False):
@@ -69,9 +67,7 @@ def fused_attention(
     return out.to(kind), lse[..., : q_BAND.shape[2]]
 
 
-def core_probability(
-    q_BAND: torch.Tensor, text_k_BALD: torch.Tensor, lse_BAN: torch.Tensor, core: CoreColumns
-) -> torch.Tensor:
+def core_probability(q_BAND: torch.Tensor, text_k_BALD: torch.Tensor, lse_BAN: torch.Tensor, core: CoreColumns) -> torch.Tensor:
     """Weighted sum over core columns of the head-averaged attention probability of image queries, float32 [B, N]."""
     heads, width = q_BAND.shape[1], q_BAND.shape[-1]
     index = core.index_BK[:, None, :, None].expand(-1, heads, -1, width)

@@ -36,17 +36,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     characters = [c for c in string.printable if not c.isspace() and not c.isupper()]
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=characters, end_of_word_suffix="</w>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=characters, end_of_word_suffix="</w>", show_progress=False)
     trained.train_from_iterator([*WORDS, *characters], trainer)
     model = json.loads(trained.to_str())["model"]
     vocabulary = {**model["vocab"]}
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[token] = len(vocabulary)
-    return CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(m) for m in model["merges"]], model_max_length=TEXT_LENGTH
-    )
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m) for m in model["merges"]], model_max_length=TEXT_LENGTH)
 
 
 def t5_tokenizer() -> T5Tokenizer:

@@ -14,7 +14,7 @@ from star.miniature.scenes import CARRIERS, COLORS, LETTERS, RELATIONS, SHAPES
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 NUMBERS = ("zero", "one", "two", "three", "four")
 TEST_PROMPTS = {
-    "geneval": dict(zip(TAGS, (5, 8, 6, 10, 24, 24), strict=True)),
+    "geneval": dict(zip(TAGS, (5, 10, 7, 12, 30, 40), strict=True)),
     "ocr": {"ocr": 96},
     "pickscore": {"free": 96},
 }

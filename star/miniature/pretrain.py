@@ -43,7 +43,7 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 16000
+    steps: int = 7000
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 300
@@ -55,9 +55,7 @@ class Recipe:
 def corpus(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
     """Pictures, uint8 [images, 64, 64, 3], and their imperfect captions."""
     rng = np.random.default_rng(recipe.seed)
-    pools = {
-        tag: (split(tag, TEST_PROMPTS["ocr"]["ocr"])[0] if tag == "ocr" else sum(split(tag, 0), [])) for tag in MIXTURE
-    }
+    pools = {tag: split(tag, TEST_PROMPTS["ocr"]["ocr"] if tag == "ocr" else 0)[0] for tag in MIXTURE}
     pictures, texts = np.empty((recipe.images, 64, 64, 3), np.uint8), []
     tags = rng.choice(list(MIXTURE), size=recipe.images, p=list(MIXTURE.values()))
     for i, tag in enumerate(tqdm(tags, desc="drawing", mininterval=10)):
@@ -163,12 +161,16 @@ def train_transformer(
     chosen = {id(p) for p in hidden}
     optimizers = [
         torch.optim.Muon(hidden, lr=recipe.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([p for p in named.values() if id(p) not in chosen], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(
+            [p for p in named.values() if id(p) not in chosen], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
+        ),
     ]
     average = {n: p.detach().clone() for n, p in named.items()}
 
     def ids(tokenizer: object, texts: list[str]) -> torch.Tensor:
-        return tokenizer(texts, padding="max_length", max_length=base.TEXT_LENGTH, truncation=True, return_tensors="pt").input_ids
+        return tokenizer(
+            texts, padding="max_length", max_length=base.TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
 
     clip_ids, t5_ids = ids(pipe.tokenizer, texts), ids(pipe.tokenizer_3, texts)
     clip_none, t5_none = ids(pipe.tokenizer, [""]), ids(pipe.tokenizer_3, [""])
@@ -178,14 +180,14 @@ def train_transformer(
     if (state / "progress.json").exists():
         progress = json.loads((state / "progress.json").read_text())
         start, losses, seconds = progress["step"], progress["losses"], progress["seconds"]
-        modules.load_state_dict(load_file(state / "weights.safetensors"))
+        modules.load_state_dict(load_file(state / "weights.safetensors"), strict=False)  # buffers are constants
         average = load_file(state / "average.safetensors")
         for i, optimizer in enumerate(optimizers):
             optimizer.load_state_dict(torch.load(state / f"optimizer{i}.pt", weights_only=True))
 
     def save(step: int) -> None:
         state.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.detach().contiguous() for n, p in modules.state_dict().items()}, state / "weights.safetensors")
+        save_file({n: p.detach().contiguous() for n, p in named.items()}, state / "weights.safetensors")
         save_file(average, state / "average.safetensors")
         for i, optimizer in enumerate(optimizers):
             torch.save(optimizer.state_dict(), state / f"optimizer{i}.pt")
@@ -198,7 +200,7 @@ def train_transformer(
         began = time.perf_counter()
         generator = torch.Generator().manual_seed((recipe.seed + 1) * 1_000_003 + step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
-        dropped = (torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout)
+        dropped = torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout
         clip_BL = torch.where(dropped, clip_none, clip_ids[rows])
         t5_BL = torch.where(dropped, t5_none, t5_ids[rows])
         x0_BCHW = (latents[rows].float() - shift) * scale
@@ -256,7 +258,11 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
         report["autoencoder_hours"] = (time.perf_counter() - began) / 3600
         pipe.vae.save_pretrained(work / "vae")
         (work / "vae" / "report.json").write_text(json.dumps(report))
-    latents = encode_pictures(pipe.vae, pictures)
+    if (work / "latents.safetensors").exists():
+        latents = load_file(work / "latents.safetensors")["latents"]
+    else:
+        latents = encode_pictures(pipe.vae, pictures)
+        save_file({"latents": latents.contiguous()}, work / "latents.safetensors")
     report |= train_transformer(pipe, latents, texts, recipe, work / "flow")
     pipe.save_pretrained(out)
     (out / "training.json").write_text(json.dumps({"recipe": asdict(recipe), **report}, indent=1))

@@ -40,7 +40,7 @@ def sample(
 ) -> int:
     """Sample `images` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
 
-    Noise depends on (seed, prompt id, picture) alone, so checkpoints and methods are compared at equal noise. Pictures that
+    Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
     are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are missing,
     or when `out` holds pictures of another checkpoint.
     """
@@ -65,9 +65,7 @@ def sample(
         folder = _folder(out, number, record)
         wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(images)]
     missing = [w for w in wanted if not w[2].exists()]
-    bar = tqdm(
-        total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20
-    )
+    bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)
     for start in range(0, len(missing), evaluation.batch):
         batch = missing[start : start + evaluation.batch]
         noises = [noise((1, *generator.latent_shape()), "test", seed, records[n]["id"], k) for n, k, _ in batch]

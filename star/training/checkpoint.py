@@ -65,9 +65,7 @@ def save(folder: Path, policy: Generator, ema: Ema, optimizer: torch.optim.Optim
     )
     save_file({str(i): a for i, a in enumerate(ema.average)}, state / "average.safetensors")
     torch.save(optimizer.state_dict(), state / "optimizer.pt")
-    files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {
-        ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)
-    }
+    files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)}
     progress = {"epoch": epoch, "optimizer_steps": ema.steps, "settings": digest, "sha256": files}
     (state / "progress.json").write_text(json.dumps(progress, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,9 +85,7 @@ def _intact(folder: Path) -> dict | None:
     return progress
 
 
-def resume(
-    folder: Path, policy: Generator, ema: Ema, optimizer: torch.optim.Optimizer, digest: str, tell: callable
-) -> int:
+def resume(folder: Path, policy: Generator, ema: Ema, optimizer: torch.optim.Optimizer, digest: str, tell: callable) -> int:
     """Restore the newest intact checkpoint under `folder`; returns its epoch, 0 when there is none.
 
     A damaged checkpoint is passed over, and `tell` says so. Raises InputError when it belongs to other settings.
@@ -100,9 +96,7 @@ def resume(
             tell(f"{checkpoint}: damaged, falling back to the one before")
             continue
         if progress["settings"] != digest:
-            raise InputError(
-                f"{checkpoint}: made with other settings ({progress['settings']}, now {digest}); remove {folder}"
-            )
+            raise InputError(f"{checkpoint}: made with other settings ({progress['settings']}, now {digest}); remove {folder}")
         policy.set_adapter_state(load_file(checkpoint / "state" / "weights.safetensors"))
         stored = load_file(checkpoint / "state" / "average.safetensors")
         for i, average in enumerate(ema.average):

@@ -75,8 +75,7 @@ def sample_epoch(
         members = range(start, start + rollout.batch)
         rows = prompt_B[start : start + rollout.batch]
         noises = [
-            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size)
-            for b, p in zip(members, rows, strict=True)
+            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size) for b, p in zip(members, rows, strict=True)
         ]
         batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(rows)], empty, schedule, record_maps)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])

@@ -80,9 +80,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(settings.model_dump_json(indent=1))
     digest = settings.digest()
-    done = checkpoint.resume(
-        out / "checkpoints", policy, ema, optimizer, digest, lambda text: print(text, file=sys.stderr)
-    )
+    done = checkpoint.resume(out / "checkpoints", policy, ema, optimizer, digest, lambda text: print(text, file=sys.stderr))
     metrics = out / "metrics.jsonl"
     _keep_rows(metrics, done)
 
@@ -102,9 +100,7 @@ def train(
             prompts = policy.encode(chosen)
             steps = trained_steps(rollout, seed, epoch)
             schedule = epoch_schedule(policy, rollout, steps)
-            rollouts = sample_epoch(
-                policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps
-            )
+            rollouts = sample_epoch(policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps)
             began = time.perf_counter()
             advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
             map_BTHW = make_maps(allocation, rollouts, seed, epoch)

@@ -16,9 +16,7 @@ from star.training.rollout import Rollouts
 from star.training.seeding import generator
 
 
-def micro_batches(
-    kept: np.ndarray, size: int, updates: int, seed: int, epoch: int
-) -> list[list[tuple[np.ndarray, int]]]:
+def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[tuple[np.ndarray, int]]]:
     """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
 
     The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio exactly 1.
@@ -56,9 +54,7 @@ def update_policy(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = policy.device
     seen: dict[str, list[float]] = defaultdict(list)
-    for u, batches in enumerate(
-        micro_batches(np.flatnonzero(advantage_B), batch, training.updates_per_epoch, seed, epoch)
-    ):
+    for u, batches in enumerate(micro_batches(np.flatnonzero(advantage_B), batch, training.updates_per_epoch, seed, epoch)):
         total = sum(count for _, count in batches) * len(steps)
         for rows_M, count in batches:
             prompt = prompts[torch.from_numpy(rollouts.prompt_B[rows_M])]
@@ -78,9 +74,7 @@ def update_policy(
                 loss_M, ratio_M = clipped_loss(advantage_M, new_M, old_M, training.clip_range)
                 deviation = (ratio_M.detach() - 1).abs().max().item()
                 if expect_ratio_one and u == 0 and deviation != 0:
-                    raise RuntimeError(
-                        f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})"
-                    )
+                    raise RuntimeError(f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})")
                 policy_loss = (loss_M * weight_M).sum()
                 loss, kl = policy_loss, None
                 if training.kl_beta > 0:

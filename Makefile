@@ -1,0 +1,50 @@
+# make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
+# make test        the tests            make ui      compare runs in MLflow, on this machine only
+# make lint        ruff                 make report  one HTML page of the results
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
+CONFIG ?= config/miniature$(if $(QUICK),-quick).yaml
+CORES ?= all
+BIN := .venv/bin
+RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
+STAMP := .venv/installed
+
+.PHONY: install reproduce test lint ui report schema
+.DEFAULT_GOAL := reproduce
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(if $(PYTHON),,echo "make: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Installing into .venv with $(PYTHON): about three minutes and 2.4 GB"
+	@$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e '.[dev]'
+	@touch $@
+
+reproduce: install
+	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
+	@results=$$($(RESULTS)) && echo && cat $$results/tables/main.md && echo && \
+	echo "Tables   $$results/tables/" && \
+	echo "Figures  $$results/figures/" && \
+	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
+	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
+
+test: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+ui: install
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow.db --default-artifact-root results/mlartifacts
+
+report: install
+	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
+
+schema: install # after a change of star/config.py
+	$(BIN)/python -c "import json; from star.config import json_schema as s; \
+	print(json.dumps({'\$$schema': 'https://json-schema.org/draft/2020-12/schema'} | json.loads(s()), indent=1))" \
+	> workflow/schemas/config.schema.json

@@ -1,0 +1,47 @@
+"""From prompts to tables. `snakemake --cores all` runs config/miniature.yaml; `--configfile` takes another one whole."""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+import star.config  # by its full name: Snakemake has a `parse` and a `config` of its own
+from star.errors import InputError
+
+if not workflow.config_settings.configfiles:  # else Snakemake would lay the given file over this one
+
+    configfile: "config/miniature.yaml"
+
+
+try:
+    CONFIG = star.config.parse(config, ", ".join(map(str, workflow.configfiles or workflow.config_settings.configfiles)))
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+validate(CONFIG.model_dump(mode="json"), "workflow/schemas/config.schema.json", set_default=False)
+
+
+include: "workflow/rules/common.smk"
+
+
+onstart:
+    write_resolved_config()
+
+
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/maps.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/log.smk"
+include: "workflow/rules/pretrain_miniature.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.output,
+        rules.log_tables.output,
+        all_maps(),
+        all_logged(),

@@ -1,0 +1,60 @@
+"""Stage: prompt records, one JSON object a line.
+
+A record is `{"id", "task", "tag", "prompt", "core", "metadata"}`; `core` is the list of spans of star.prompts.core,
+`metadata` is in GenEval's official form (arXiv 2310.11513), and the line's number names the prompt's image folder.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from star.config import Config
+from star.errors import InputError
+
+SPLITS = ("train", "test")
+KEYS = ("id", "task", "tag", "prompt", "core", "metadata")
+
+
+def records(config: Config, task: str, split: str) -> list[dict]:
+    """The prompt records of a task. Raises InputError for a task or split that the configuration does not have."""
+    if task not in config.tasks:
+        raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
+    if split not in SPLITS:
+        raise InputError(f"--split {split}: choose {' or '.join(SPLITS)}")
+    if config.prompts.world != "miniature":
+        raise InputError(f"prompts.world: {config.prompts.world!r} comes with the real-prompt issue; use 'miniature'")
+    from star.miniature import prompts as miniature
+
+    return miniature.records(task, split)
+
+
+def write(config: Config, task: str, split: str, out: Path) -> int:
+    """Write the prompt records of a task to `out`, atomically; returns how many. Raises InputError as `records`."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records(config, task, split)]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    unfinished.replace(out)
+    return len(lines)
+
+
+def read(path: Path) -> list[dict]:
+    """The prompt records of a file. Raises InputError, naming file and line, when it is missing, empty or malformed."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such prompt file; write one with `star prompts`") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not a JSON object: {error.msg}") from None
+        missing = [k for k in KEYS if not isinstance(record, dict) or k not in record]
+        if missing:
+            raise InputError(f"{path}:{number}: no key `{missing[0]}`; a prompt record has {', '.join(KEYS)}")
+        found.append(record)
+    if not found:
+        raise InputError(f"{path}: no prompts in it; write them with `star prompts`")
+    return found

@@ -1,0 +1,47 @@
+"""Scorers: pictures and prompt records in, scores out; a scorer never sees the policy.
+
+A scorer serves as the training reward and in evaluation. Its fingerprint says what scored: scores of different fingerprints
+never share a table column.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from star.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from star.config import Scorers
+
+
+class Scorer(Protocol):
+    """What `make_scorer` returns."""
+
+    fingerprint: str  # backend, model, weights hash, library version, settings
+
+    def check(self, records: Sequence[dict]) -> None:
+        """Raise InputError, naming the prompt, when a record cannot be scored by this scorer."""
+
+    def __call__(self, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> list[dict]:
+        """Score uint8 [H, W, 3] pictures of prompt records: dicts with `score` (reported), `reward` (trained on) and more."""
+
+
+def make_scorer(task: str, scorers: "Scorers") -> Scorer:
+    """The scorer of `task`: geneval, ocr or pickscore.
+
+    Raises InputError when its weights are missing or its backend does not exist (yet).
+    """
+    if task == "geneval":
+        from star.scoring.geneval import GenevalScorer
+
+        return GenevalScorer(scorers.detector)
+    if task == "ocr":
+        from star.scoring.ocr import OcrScorer
+
+        return OcrScorer(scorers.ocr_engine, scorers.ocr_mode, scorers.ocr_size)
+    if task == "pickscore":
+        from star.scoring.pickscore import PickScorer
+
+        return PickScorer(scorers.pickscore_model, scorers.pickscore_processor)
+    raise InputError(f"task {task!r}: no such task; known: geneval, ocr, pickscore")

@@ -1,0 +1,122 @@
+"""Score batches in worker processes while the policy samples.
+
+Workers are spawned, import no policy code and use one thread each. This module imports nothing heavy, so that a worker can
+set its thread counts before numpy and torch read them.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from star.config import Scorers
+from star.scoring import Scorer, make_scorer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def _start_worker() -> None:
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"), OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1")
+
+
+@cache
+def _scorer(task: str, scorers: str) -> Scorer:
+    return make_scorer(task, Scorers.model_validate_json(scorers))
+
+
+def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", records: Sequence[dict]) -> tuple:
+    """(weighted rewards float64 [B], the rewards of every scorer by task)."""
+    import numpy as np
+
+    each = {}
+    for task in weights:
+        scored = _scorer(task, scorers)(images, records) if len(records) else []
+        each[task] = np.array([line["reward"] for line in scored], np.float64)
+    return sum(weight * each[task] for task, weight in weights.items()), each
+
+
+def _warm(weights: dict[str, float], scorers: str) -> None:
+    for task in weights:
+        _scorer(task, scorers)
+
+
+class RewardPool:
+    """A context manager that scores batches in `workers` processes, or in one background thread for `workers` 0.
+
+    `reward` maps scorers to weights; a batch's reward is the weighted sum. Scorers are built when the pool opens, beside
+    whatever the caller does next. A worker process that dies is replaced once in the pool's life, and its batches are
+    scored again.
+    """
+
+    def __init__(self, reward: dict[str, float], scorers: Scorers, workers: int) -> None:
+        self._weights, self._scorers, self._workers = dict(reward), scorers.model_dump_json(), workers
+        self._lock = threading.Lock()
+        self._restarted = False
+        self._executor = self._open()
+
+    def __enter__(self) -> "RewardPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def submit(self, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> Future:
+        """Score uint8 pictures [B] of [H, W, 3] and their prompt records.
+
+        The future's result is (rewards float64 [B], {scorer: rewards float64 [B]}). It raises what the scorer raised
+        (InputError for bad records or missing weights), or RuntimeError when a worker died twice.
+        """
+        result: Future = Future()
+        self._send(result, images, records)
+        return result
+
+    def _open(self) -> Executor:
+        if self._workers == 0:
+            executor: Executor = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        else:
+            executor = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker)
+        for _ in range(max(1, self._workers)):
+            executor.submit(_warm, self._weights, self._scorers)
+        return executor
+
+    def _send(self, result: Future, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> None:
+        with self._lock:
+            executor = self._executor
+        try:
+            scored = executor.submit(_score, self._weights, self._scorers, images, records)
+        except BrokenProcessPool:
+            self._again(executor, result, images, records)
+            return
+
+        def finish(done: Future) -> None:
+            if done.cancelled():
+                result.cancel()
+            elif isinstance(done.exception(), BrokenProcessPool):
+                self._again(executor, result, images, records)
+            elif done.exception() is not None:
+                result.set_exception(done.exception())
+            else:
+                result.set_result(done.result())
+
+        scored.add_done_callback(finish)
+
+    def _again(self, broken: Executor, result: Future, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> None:
+        with self._lock:
+            if self._executor is broken and not self._restarted:
+                self._restarted = True
+                self._executor = self._open()
+            replaced = self._executor is not broken
+        if replaced:
+            self._send(result, images, records)
+        else:
+            tasks = ", ".join(self._weights)
+            result.set_exception(
+                RuntimeError(f"a scoring worker ({tasks}) died twice, out of memory perhaps; fewer scorers.workers need less")
+            )

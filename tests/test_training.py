@@ -1,0 +1,154 @@
+"""Training end to end on random weights: ratio, scalar equivalence, determinism, a killed process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from star import config as configuration
+from star import prompts
+from star.errors import InputError
+from star.training import trainer
+from star.training.seeding import noise
+from star.training.update import micro_batches
+
+ROOT = Path(__file__).parents[1]
+TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_maps", "seconds_update", "peak_memory_bytes")
+SMALL = [
+    "rollout.steps=3",
+    "rollout.groups=2",
+    "rollout.group_size=4",
+    "rollout.batch=4",
+    "rollout.trained_fraction=0.7",
+    "training.epochs=3",
+    "training.checkpoint_every=1",
+    "training.updates_per_epoch=1",
+    "policy.lora={rank: 4, alpha: 8}",
+    "scorers.workers=0",
+    "allocation.blocks=[1, 3]",
+]
+
+
+def _config(base: Path, *more: str) -> configuration.Config:
+    return configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
+
+
+def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
+    config = _config(base, *more)
+    os.chdir(ROOT)
+    settings = configuration.run_settings(config, "pickscore", method)
+    trainer.train(settings, 0, prompts.records(config, "pickscore", "train"), out)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _numbers(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+def _adapter(out: Path, epoch: int) -> dict[str, torch.Tensor]:
+    return load_file(out / f"checkpoints/step{epoch}/adapter/pytorch_lora_weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scalar(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    out = tmp_path_factory.mktemp("scalar")
+    return out, _train(random_base, out, "flow_grpo")
+
+
+def test_metrics_and_a_ratio_of_exactly_one(scalar: tuple[Path, list[dict]]) -> None:
+    _, rows = scalar
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row in rows:  # one optimizer step an epoch: every ratio is taken before it
+        assert row["ratio_mean"] == 1.0 and row["ratio_max_deviation"] == 0.0 and row["clip_fraction"] == 0.0
+        assert row["grad_norm"] > 0 and row["reward_std"] > 0
+        assert {"loss", "policy_loss", "kl", "reward_mean", "zero_advantage_share", *TIMINGS} <= set(row)
+    assert rows[0]["kl"] == 0.0 < rows[2]["kl"]  # the fresh adapter is the reference
+
+
+def test_a_map_of_ones_is_flow_grpo_bit_for_bit_over_three_epochs(
+    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "make_maps", lambda allocation, rollouts, seed, epoch: torch.ones_like(rollouts.log_prob_BTHW))
+    rows = _train(random_base, tmp_path, "star")
+    for ours, theirs in zip(_numbers(rows), _numbers(scalar[1]), strict=True):
+        assert {k: v for k, v in ours.items() if "map" not in k} == {k: v for k, v in theirs.items() if "map" not in k}
+    for name, tensor in _adapter(scalar[0], 3).items():
+        assert torch.equal(tensor, _adapter(tmp_path, 3)[name]), name
+
+
+@pytest.mark.parametrize("method", ["star", "random"])
+def test_allocation_changes_the_update_and_not_the_first_rollouts(
+    random_base: Path, tmp_path: Path, method: str, scalar: tuple[Path, list[dict]]
+) -> None:
+    rows = _train(random_base, tmp_path, method, "training.epochs=1")
+    assert rows[0]["reward_mean"] == scalar[1][0]["reward_mean"]  # paired: same prompts, same noise
+    assert rows[0]["grad_norm"] != scalar[1][0]["grad_norm"]
+    assert rows[0]["ratio_max_deviation"] == 0.0
+    assert 0 < rows[0]["map_entropy"] < 1
+
+
+def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(_config(random_base).model_dump(mode="json")))
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/step1/adapter").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert _numbers(rows) == _numbers(scalar[1])
+    for name, tensor in _adapter(scalar[0], 3).items():
+        assert torch.equal(tensor, _adapter(tmp_path / "run", 3)[name]), name
+
+
+def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
+    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], capsys: pytest.CaptureFixture
+) -> None:
+    _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
+    damaged = tmp_path / "checkpoints/step3/state/weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    rows = _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
+    assert "step3: damaged" in capsys.readouterr().err
+    assert _numbers(rows) == _numbers(scalar[1])
+    with pytest.raises(InputError, match="other settings"):
+        _train(random_base, tmp_path, "flow_grpo", "training.learning_rate=0.1")
+
+
+def test_batches_that_do_not_divide_are_refused_before_work(random_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rollout\.batch: 3 does not divide"):
+        _train(random_base, tmp_path / "none", "star", "rollout.batch=3")
+    assert not (tmp_path / "none").exists()
+
+
+def test_micro_batches_use_every_kept_rollout_once() -> None:
+    import numpy as np
+
+    kept = np.array([1, 4, 5, 7, 8, 9, 11])
+    updates = micro_batches(kept, 3, 2, seed=0, epoch=1)
+    counted = [row for batches in updates for rows, count in batches for row in rows[:count]]
+    assert sorted(counted) == kept.tolist()
+    assert all(len(rows) == 3 for batches in updates for rows, _ in batches)
+    assert len(updates) == 2
+    assert micro_batches(np.array([], int), 3, 2, seed=0, epoch=1) == []
+
+
+def test_noise_has_its_own_seed_and_is_standard_normal() -> None:
+    a = noise((40000,), "rollout", 0, 1, 2, 3)
+    assert torch.equal(a, noise((40000,), "rollout", 0, 1, 2, 3))
+    others = [noise((40000,), "rollout", *key) for key in ((1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4))]
+    for b in others:
+        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 4 / 200
+    assert abs(a.mean()) < 4 / 200 and abs(a.std() - 1) < 4 / 200

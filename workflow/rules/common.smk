@@ -1,0 +1,121 @@
+"""Where everything lies, what every rule runs on, and which settings it depends on. No rules here."""
+
+import hashlib
+import json
+import os
+
+import yaml
+
+from star.config import run_settings
+
+EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
+RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
+LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
+RESOLVED = EXPERIMENT / "config.yaml"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+TABLES = ["main", "categories", "cost", "ablation"]
+FIGURES = ["learning_curves", "scores", "categories", "samples"]
+TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
+
+# A conda environment brings its own python; otherwise it is the one that runs Snakemake.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+STAR = f"OMP_WAIT_POLICY=PASSIVE {PYTHON} -m star.cli"  # Snakemake sets OMP_NUM_THREADS and its kin to {threads}
+if workflow.deployment_settings.deployment_method:
+    STAR = f"PYTHONPATH={workflow.basedir} {STAR}"
+
+GPUS = 0 if CONFIG.policy.device == "cpu" else 1
+
+
+wildcard_constraints:
+    task="|".join(TASKS),
+    method="|".join(["base", *METHODS]),
+    seed=r"\d+",
+    step=r"\d+",
+    split="train|test",
+
+
+def write_resolved_config():
+    """The configuration with all overrides and defaults, which the jobs read. Rules depend on `digest`, not on this file."""
+    text = yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False)
+    if RESOLVED.exists() and RESOLVED.read_text() == text:
+        return
+    RESOLVED.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = RESOLVED.with_name(f".config.yaml.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(RESOLVED)
+
+
+def digest(*sections):
+    """A parameter function: a digest of sections of the settings of the job's task and method.
+
+    As a parameter it makes Snakemake rerun a job when one of these settings changes, and only then.
+    """
+
+    def of_job(wildcards):
+        settings = run_settings(CONFIG, wildcards.task, wildcards.get("method", "base")).model_dump(mode="json")
+        settings["scorers"].pop("workers")  # how many processes score changes no score
+        text = json.dumps([settings[name] for name in sections])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    return of_job
+
+
+def steps(task, method):
+    """Epoch counts at which a run is sampled and scored."""
+    if method == "base":
+        return [0]
+    training = run_settings(CONFIG, task, method).training
+    return sorted({*range(training.checkpoint_every, training.epochs + 1, training.checkpoint_every), training.epochs})
+
+
+def run_folder(task, method, seed):
+    return RUN.format(task=task, method=method, seed=seed)
+
+
+def trained_file(task, method, seed):
+    return f"{run_folder(task, method, seed)}/trained.sha256"
+
+
+def trained(wildcards):
+    """What a job on a trained method waits for; nothing for the untrained model."""
+    return [] if wildcards.method == "base" else [trained_file(wildcards.task, wildcards.method, wildcards.seed)]
+
+
+def adapter_option(wildcards):
+    """--adapter of the job's checkpoint, by default the last one; nothing for the untrained model."""
+    if wildcards.method == "base":
+        return ""
+    step = wildcards.get("step", steps(wildcards.task, wildcards.method)[-1])
+    return f"--adapter {run_folder(wildcards.task, wildcards.method, wildcards.seed)}/checkpoints/step{step}/adapter"
+
+
+def weights(*folders):
+    """The weight files of local model folders; nothing for a hub repository."""
+    return sorted(str(file) for folder in folders for file in Path(folder).glob("**/*.safetensors"))
+
+
+def scorer_weights(*tasks):
+    """The weight files of the scorers of some tasks."""
+    return weights(CONFIG.scorers.pickscore_model) if "pickscore" in tasks else []
+
+
+def scores(task, method, seed):
+    return [f"{run_folder(task, method, seed)}/scores/step{step}.jsonl" for step in steps(task, method)]
+
+
+def all_scores():
+    return [s for t in TASKS for m in ["base", *METHODS] for k in SEEDS for s in scores(t, m, k)]
+
+
+def all_logged():
+    return [f"{run_folder(t, m, k)}/mlflow.done" for t in TASKS for m in ["base", *METHODS] for k in SEEDS]
+
+
+def maps(task, method, seed):
+    """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
+    looks = run_settings(CONFIG, task, method).allocation.source == "attention"
+    return [f"{run_folder(task, method, seed)}/maps/maps.svg"] if looks and int(seed) == SEEDS[0] else []
+
+
+def all_maps():
+    return [figure for t in TASKS for m in METHODS for figure in maps(t, m, SEEDS[0])]

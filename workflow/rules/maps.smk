@@ -1,0 +1,29 @@
+rule maps:
+    input:
+        trained,
+        prompts=f"{EXPERIMENT}/prompts/{{task}}/test.jsonl",
+        policy=weights(CONFIG.policy.model),
+    output:
+        report(f"{RUN}/maps/maps.svg", caption="../report/maps.rst", category="Allocation maps", labels={"task": "{task}"}),
+        f"{RUN}/maps/maps.png",
+    log:
+        f"{LOGS}/maps/{{task}}-{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/maps/{{task}}-{{method}}-seed{{seed}}.tsv"
+    params:
+        settings=digest("policy", "rollout", "allocation"),
+        config=RESOLVED,
+        out=f"{RUN}/maps",
+        adapter=adapter_option,
+    threads: 4 if GPUS else 1
+    resources:
+        mem_mb=48000 if GPUS else 2000,
+        runtime=60,
+        gpu=GPUS,
+    conda:
+        "../../envs/star.yaml"
+    message:
+        "Drawing the allocation maps of {wildcards.method} on {wildcards.task}"
+    shell:
+        "{STAR} maps --config {params.config} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
+        "--prompts {input.prompts} --out {params.out} {params.adapter} > {log} 2>&1"

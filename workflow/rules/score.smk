@@ -1,0 +1,25 @@
+rule score:
+    input:
+        f"{RUN}/samples/step{{step}}/prompts.jsonl",
+        scorers=lambda wildcards: scorer_weights(wildcards.task),
+    output:
+        f"{RUN}/scores/step{{step}}.jsonl",
+    log:
+        f"{LOGS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.log",
+    benchmark:
+        f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.tsv"
+    params:
+        settings=digest("scorers"),
+        config=RESOLVED,
+        images=f"{RUN}/samples/step{{step}}",
+    threads: 4 if GPUS else 1
+    resources:
+        mem_mb=16000 if GPUS else 2000,
+        runtime=240 if GPUS else 60,
+        gpu=GPUS,
+    conda:
+        "../../envs/star.yaml"
+    message:
+        "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
+    shell:
+        "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output} > {log} 2>&1"

@@ -1,0 +1,34 @@
+rule train:
+    # Snakemake deletes the declared outputs before a rerun and after a failure. Only the checksums of the finished adapters
+    # are declared; metrics.jsonl and checkpoints/ lie beside them, and a rerun continues from there (`--start-over`: unless
+    # they belong to other settings).
+    input:
+        prompts=f"{EXPERIMENT}/prompts/{{task}}/train.jsonl",
+        policy=weights(CONFIG.policy.model),
+        scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].reward),
+    output:
+        f"{RUN}/trained.sha256",
+    log:
+        f"{LOGS}/train/{{task}}-{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/train/{{task}}-{{method}}-seed{{seed}}.tsv"
+    params:
+        settings=digest("prompts", "reward", "policy", "rollout", "training", "allocation", "scorers"),
+        config=RESOLVED,
+        run=RUN,
+    wildcard_constraints:
+        method="|".join(METHODS),
+    priority: 10
+    threads: 8 if GPUS else 1
+    resources:
+        mem_mb=64000 if GPUS else 3000,
+        runtime=2880 if GPUS else 120,
+        gpu=GPUS,
+    conda:
+        "../../envs/star.yaml"
+    message:
+        "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
+    shell:
+        "{STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
+        "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
+        "sha256sum {params.run}/checkpoints/step*/adapter/{ADAPTER_FILE} > {output}"
