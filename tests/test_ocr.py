@@ -38,13 +38,13 @@ def test_target() -> None:
     assert target_of({"prompt": "a sign", "metadata": {"text": "HAT"}}) == "HAT"
     assert target_of({"prompt": 'a sign that says "New York" at dusk', "metadata": {}}) == "New York"
     for prompt in ("a sign", 'a sign that says ""', 'a sign that says " "'):
-        with pytest.raises(InputError, match="a sign.*quoted target"):
+        with pytest.raises(InputError, match=r"a sign.*quoted target"):
             target_of({"prompt": prompt, "metadata": {}})
 
 
 def test_rendered_lettering_is_read(line_scorer: object) -> None:
     rng = np.random.default_rng(11)
-    drawn = [d for d in split("ocr", 96)[0][:510]]
+    drawn = split("ocr", 96)[0][:510]
     assert {d["carrier"] for d in drawn} == set(CARRIERS)
     records = [{"prompt": caption(d), "metadata": d} for d in drawn]
     scores = np.array([s["score"] for s in line_scorer([render(compose(d, rng)) for d in drawn], records)])

@@ -149,6 +149,7 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     failed = toy.snakemake(*changed)
     assert failed.returncode == 1 and "stopped after the first checkpoint" in failed.stdout, failed.stdout
     assert (run / "checkpoints/step2/state/progress.json").exists() and not (run / "trained.sha256").exists()
+    # Snakemake took the checksums away; it must not be content with the old scores and tables.
     jobs, _ = toy.planned(*changed)
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
 

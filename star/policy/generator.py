@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -60,7 +61,7 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
     dtype = DTYPES[policy.precision]
     try:
         pipe = StableDiffusion3Pipeline.from_pretrained(
-            policy.model, revision=policy.revision, torch_dtype=dtype, use_safetensors=True
+            policy.model, revision=policy.revision, dtype=dtype, use_safetensors=True
         )
     except GatedRepoError:
         raise InputError(
@@ -206,6 +207,10 @@ class Generator:
         parameters = [p for p in self.transformer.parameters() if p.requires_grad]
         for p in parameters:
             p.data = p.data.float()
+        if self.dtype != torch.float32:  # autocast does the casting; peft's own would go to float32 and back
+            for module in self.transformer.modules():
+                if isinstance(module, LoraLayer):
+                    module.cast_input_dtype_enabled = False
         return parameters
 
     @contextmanager

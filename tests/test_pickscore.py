@@ -1,0 +1,129 @@
+"""PickScore against CLIPModel's own forward, and the embedded preference model on held-out pairs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPProcessor
+
+from star.config import Scorers
+from star.errors import InputError
+from star.miniature.base import clip_tokenizer
+from star.miniature.captions import TAGS, caption, split
+from star.miniature.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
+from star.miniature.scenes import compose, render
+from star.scoring import make_scorer
+
+EMBEDDED = "resources/miniature/pickscore"
+
+
+def _scorer(folder: str | Path) -> object:
+    return make_scorer("pickscore", Scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip") / "model"
+    tokenizer = clip_tokenizer()
+    model = untrained(tokenizer, seed=5)
+    model.logit_scale.data.fill_(math.log(13.0))
+    save(model, tokenizer, {}, folder)
+    return folder
+
+
+def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
+    from transformers import CLIPModel
+
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (5, 64, 64, 3)).astype(np.uint8))
+    prompts = ["a red circle", "two rings", "a red circle", "a cross above a ring", 'a sign that says "HAT"']
+    tokens = clip_tokenizer()(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(random_folder)(**tokens, pixel_values=pixels).logits_per_image.diagonal()
+    scored = _scorer(random_folder)(images, [{"prompt": p} for p in prompts])
+    assert np.allclose([s["score"] for s in scored], expected.numpy(), atol=1e-4)
+    assert np.allclose([s["reward"] * 26 for s in scored], expected.numpy(), atol=1e-4)
+    assert len(set(expected.tolist())) == 5
+
+
+def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), {"prompt": "a red circle"}
+    expected = scorer([image], [record])
+    for name in ("get_text_features", "get_image_features"):
+        method = getattr(scorer._model, name)
+        monkeypatch.setattr(scorer._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
+    assert scorer([image], [record]) == expected
+
+
+def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"scorers\.pickscore_model.*nowhere"):
+        _scorer(tmp_path / "nowhere")
+    for name in ("config.json", "processor_config.json"):
+        (tmp_path / name).write_bytes((random_folder / name).read_bytes())
+    with pytest.raises(InputError, match=r"scorers\.pickscore_model"):
+        _scorer(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((random_folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"scorers\.pickscore_processor"):
+        _scorer(tmp_path)
+    with pytest.raises(InputError, match="empty"):
+        _scorer(random_folder)([np.zeros((64, 64, 3), np.uint8)], [{"prompt": " "}])
+
+
+def test_folder_loads_as_a_plain_clip_processor() -> None:
+    processor = CLIPProcessor.from_pretrained(EMBEDDED)
+    inputs = processor(text=["a red circle"], images=[np.full((64, 64, 3), 255, np.uint8)], return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64) and inputs["pixel_values"].max() == 1
+    assert sum(f.stat().st_size for f in Path(EMBEDDED).iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("tags", [TAGS, ("free",)])
+def test_embedded_model_ranks_held_out_pairs(tags: tuple) -> None:
+    rng = np.random.default_rng(2026)
+    n = 300
+    pictures, texts, *_ = draw_pairs(n, True, dict.fromkeys(tags, 1 / len(tags)), rng)
+    scorer = _scorer(EMBEDDED)
+
+    def scores(images: list, prompts: list[str]) -> np.ndarray:
+        return np.array([s["score"] for s in scorer(images, [{"prompt": p} for p in prompts])])
+
+    right, wrong = ([t[i] for t in texts] for i in (0, 1))
+    damaged = [damage(p, DAMAGES[i % len(DAMAGES)], rng.uniform(), rng) for i, p in enumerate(pictures[:, 0])]
+    matching = scores(pictures[:, 0], right)
+    assert (matching > scores(pictures[:, 0], wrong)).mean() >= 0.9
+    assert (matching > scores(pictures[:, 1], right)).mean() >= 0.9
+    assert (matching > scores(damaged, right)).mean() >= 0.9
+    assert 15 < matching.mean() < 26
+
+
+def test_training_report() -> None:
+    report = json.loads(Path(EMBEDDED, "training.json").read_text())
+    assert report["recipe"] == vars(Recipe())
+    for task in ("geneval", "pickscore"):
+        assert min(report["held_out"][task][pair] for pair in ("caption", "picture", "damage")) >= 0.9
+
+
+def test_recipe_is_deterministic_and_learns(tmp_path: Path) -> None:
+    recipe = Recipe(pairs=24, steps=6, batch=4, warmup=2, held_out=6)
+    first = train(tmp_path / "a", recipe=recipe)
+    train(tmp_path / "b", recipe=recipe)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert first["held_out"]["geneval"].keys() >= {"caption", "picture", "damage"}
+
+
+def test_captions_claim_only_what_the_scene_shows() -> None:
+    rng = np.random.default_rng(1)
+    for tag in (*TAGS, "free", "ocr"):
+        pool, _ = split(tag, 0)
+        for _ in range(30):
+            d = pool[int(rng.integers(len(pool)))]
+            assert claims(d) <= facts(compose(d, rng)), caption(d)
+    left = {"include": [{"class": "ring", "count": 1}, {"class": "cross", "count": 1, "position": ["left of", 0]}]}
+    scene = compose({**left, "tag": "position"}, rng)
+    right = {"include": [left["include"][0], {**left["include"][1], "position": ["right of", 0]}]}
+    assert not claims(right) <= facts(scene)
+    assert render(scene).shape == (64, 64, 3)

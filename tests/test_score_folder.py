@@ -1,0 +1,145 @@
+"""Scoring a folder: every line against the scorer called by hand, resuming, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from star.config import Scorers
+from star.errors import InputError
+from star.miniature.captions import TAGS, caption, descriptions
+from star.miniature.scenes import compose, render
+from star.scoring import folder, make_scorer
+from star.scoring.folder import print_summary, score
+
+SCORERS = Scorers(detector="miniature")
+BLANK = np.full((64, 64, 3), 230, np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two prompts a tag, two pictures each; the first is right, the second right only for the first prompt of `colors`."""
+    root, rng, number = tmp_path / "images", np.random.default_rng(4), 0
+    for tag in TAGS:
+        for k, d in enumerate(list(descriptions(tag))[:2]):
+            home = root / f"{number:05d}"
+            (home / "samples").mkdir(parents=True)
+            line = {**d, "prompt": caption(d), "id": f"geneval-{number:05d}", "task": "geneval", "core": []}
+            (home / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+            right = render(compose(d, rng))
+            for sample, picture in enumerate((right, right if (tag, k) == ("colors", 0) else BLANK)):
+                Image.fromarray(picture).save(home / "samples" / f"{sample:04d}.png")
+            number += 1
+    return root
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "scores" / "step0.jsonl"
+    result = score("geneval", images, out, SCORERS)
+    lines = _lines(out)
+    assert [line["filename"] for line in lines] == [f"{i:05d}/samples/{k:04d}.png" for i in range(12) for k in (0, 1)]
+    assert lines[3].keys() == {
+        *("filename", "tag", "prompt", "correct", "reason", "metadata", "details"),
+        *("prompt_id", "sample", "score", "reward", "scorer", "task"),
+    }
+    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3]["task"]) == ("geneval-00001", 1, "geneval")
+    assert json.loads(lines[0]["metadata"]).keys() == {"tag", "include", "prompt"}
+    assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
+    assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
+    assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
+    assert (result["images"], result["prompts"]) == (24, 12)
+    assert not out.with_name("step0.jsonl.partial").exists()
+    print_summary(result)
+    printed = capsys.readouterr().out
+    assert "24 images of 12 prompts" in printed and "0.5417" in printed and "color_attr" in printed
+
+
+def test_resumes_and_ends_the_same(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    score("geneval", images, whole, SCORERS)
+    lines = whole.read_text().splitlines(keepends=True)
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_text("".join(lines[:7]) + lines[7][:40])  # killed while writing
+    read = []
+    monkeypatch.setattr(folder, "_read", lambda path, read_=folder._read: read.append(path) or read_(path))
+    score("geneval", images, out, SCORERS)
+    assert len(read) == 24 - 7
+    assert out.read_bytes() == whole.read_bytes() and not partial.exists()
+
+
+def test_refuses_to_mix_scorers(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    score("geneval", images, out, SCORERS)
+    line = _lines(out)[0] | {"scorer": "geneval other@000"}
+    (tmp_path / "out.jsonl.partial").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=r"out\.jsonl\.partial.*other@000.*delete"):
+        score("geneval", images, out, SCORERS)
+
+
+def _remove_metadata(images: Path) -> str:
+    (images / "00003" / "metadata.jsonl").unlink()
+    return r"00003/metadata\.jsonl: missing"
+
+
+def _spoil_metadata(images: Path) -> str:
+    (images / "00003" / "metadata.jsonl").write_text("{")
+    return r"00003/metadata\.jsonl: not one line of JSON"
+
+
+def _remove_prompt(images: Path) -> str:
+    (images / "00003" / "metadata.jsonl").write_text('{"tag": "colors"}')
+    return r"00003/metadata\.jsonl: no `prompt`"
+
+
+def _remove_include(images: Path) -> str:
+    (images / "00003" / "metadata.jsonl").write_text('{"tag": "colors", "prompt": "a photo of a red ring"}')
+    return "a photo of a red ring.*include"
+
+
+def _spoil_picture(images: Path) -> str:
+    (images / "00011" / "samples" / "0001.png").write_bytes(b"not a picture")
+    return r"00011/samples/0001\.png: not a readable picture"
+
+
+def _tear_picture(images: Path) -> str:
+    picture = images / "00011" / "samples" / "0000.png"
+    picture.write_bytes(picture.read_bytes()[:-60])
+    return r"00011/samples/0000\.png: not a readable picture"
+
+
+def _remove_pictures(images: Path) -> str:
+    for picture in (images / "00002" / "samples").iterdir():
+        picture.unlink()
+    return "00002/samples: no pictures"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_remove_metadata, _spoil_metadata, _remove_prompt, _remove_include, _spoil_picture, _tear_picture, _remove_pictures],
+)
+def test_bad_input_is_named_before_any_work(spoil: object, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match=spoil(images)):
+        score("geneval", images, out, SCORERS)
+    assert not out.exists() and not out.with_name("out.jsonl.partial").exists()
+
+
+def test_empty_folder_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folders 00000"):
+        score("geneval", tmp_path, tmp_path / "out.jsonl", SCORERS)
+
+
+def test_mean_of_a_task_without_geneval_tags(images: Path, tmp_path: Path) -> None:
+    scorers = Scorers(pickscore_model="resources/miniature/pickscore", pickscore_processor="resources/miniature/pickscore")
+    out = tmp_path / "cross.jsonl"
+    result = score("pickscore", images, out, scorers)
+    lines = _lines(out)
+    assert result["mean"] == pytest.approx(np.mean([line["score"] for line in lines]))
+    assert lines[0]["reward"] == pytest.approx(lines[0]["score"] / 26)
+    assert lines[0]["score"] > lines[1]["score"]  # the second picture of the first prompt is blank
