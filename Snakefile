@@ -39,9 +39,15 @@ include: "workflow/rules/pretrain_miniature.smk"
 
 
 rule all:
+    # Everything, not only the last files: Snakemake does not miss a deleted file (that of a failed job, say) in the middle of a
+    # chain whose end is still there, and old tables would stand for new settings.
     default_target: True
     input:
         rules.tables.output,
         rules.log_tables.output,
+        all_prompts(),
+        all_trained(),
+        all_samples(),
+        all_scores(),
         all_maps(),
         all_logged(),

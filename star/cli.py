@@ -39,7 +39,7 @@ def _train(args: argparse.Namespace) -> None:
     from star.training.trainer import train
 
     records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
-    train(settings, args.seed, records, args.out)
+    train(settings, args.seed, records, args.out, args.start_over)
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def _sample(args: argparse.Namespace) -> None:
     from star.sampling import sample
 
     images = args.images or config.evaluation.images_per_prompt
-    n = sample(config.policy, config.evaluation, args.prompts, args.out, args.adapter, images, args.seed)
+    n = sample(config.policy, config.evaluation, args.prompts, args.out, args.adapter, images, args.seed, args.start_over)
     print(f"{n} images sampled into {args.out}")
 
 
@@ -89,28 +89,26 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
+    from star.miniature import card, preference
     from star.miniature.pretrain import Recipe, pretrain
 
-    pretrain(args.out, args.work, Recipe())
+    config = configuration.load(args.config, args.set)
+    if not (args.out / "pickscore" / "training.json").exists():
+        preference.train(args.out / "pickscore")
+    pretrain(args.out / "base", args.work, Recipe())
+    card.write(args.out / "base", config)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="star", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def stage(name: str, function: object, summary: str, *, config: bool = True) -> argparse.ArgumentParser:
+    def stage(name: str, function: object, summary: str) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=summary, description=summary)
         sub.set_defaults(function=function)
-        if config:
-            default = Path("config/miniature.yaml")
-            sub.add_argument("--config", type=Path, default=default, help="configuration file (default: %(default)s)")
-            sub.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="SECTION.KEY=VALUE",
-                help="override a key; may be repeated",
-            )
+        default = Path("config/miniature.yaml")
+        sub.add_argument("--config", type=Path, default=default, help="configuration file (default: %(default)s)")
+        sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; may be repeated")
         return sub
 
     def run_of(sub: argparse.ArgumentParser, task: bool = True) -> None:
@@ -127,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     run_of(s)
     s.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
     s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--start-over", action="store_true", help="drop checkpoints of other settings instead of refusing them")
 
     s = stage("sample", _sample, "sample images of a checkpoint in GenEval's layout")
     s.add_argument("--prompts", type=Path, required=True)
@@ -134,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--adapter", type=Path, help="adapter/ folder of a checkpoint (default: the base itself)")
     s.add_argument("--images", type=int, help="images a prompt (default: evaluation.images_per_prompt)")
     s.add_argument("--seed", type=int, default=0)
+    s.add_argument("--start-over", action="store_true", help="drop pictures of other weights or settings")
 
     s = stage("score", _score, "score a folder of images")
     s.add_argument("--task", choices=configuration.TASKS, required=True)
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
 
-    s = stage("pretrain-miniature", _pretrain, "train the miniature base; resumable", config=False)
+    s = stage("pretrain-miniature", _pretrain, "train the miniature base and its preference model; resumable")
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--work", type=Path, required=True)
     return parser

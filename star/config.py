@@ -136,8 +136,9 @@ class RunSettings(_Section):
     prompts: Prompts
 
     def digest(self) -> str:
-        """The first 12 hex digits of the SHA-256 of these settings."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """The first 12 hex digits of the SHA-256 of what training depends on; a run may be extended by more epochs."""
+        free = {"evaluation": True, "training": {"epochs", "checkpoint_every"}, "scorers": {"workers"}}
+        return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 
 
 class Config(_Section):

@@ -71,5 +71,5 @@ def test_only_the_last_samples_of_a_guided_batch_are_recorded() -> None:
 
 
 def test_unknown_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="allocation.blocks"):
+    with pytest.raises(ValueError, match=r"allocation\.blocks"):
         install(base.transformer(), [4])

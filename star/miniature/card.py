@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The model card of the miniature base: measured on the test prompts with the ODE sampler, with a grid of samples."""
 
 import json

@@ -5,6 +5,7 @@ Rollout and update go through one call, `Generator.velocity`: latents stay float
 Shapes: B batch, C latent channels, H W latent size, L text columns, E column width, P pooled width.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -72,6 +73,18 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
         raise InputError(f"policy.model: cannot load {policy.model}: {' '.join(str(error).split())[:300]}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
+    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
+    digest = hashlib.sha256()
+    folder = Path(policy.model)
+    for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
+        digest.update(file.read_bytes())
+    digest.update(f"{policy.model}@{policy.revision}".encode())
+    if adapter is not None:
+        digest.update((adapter / ADAPTER_FILE).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Generator:

@@ -1,6 +1,8 @@
 """Stage: sampling. Images of a checkpoint on a prompt file, in GenEval's official layout, by the Euler ODE."""
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tqdm import tqdm
 
 from star.config import Evaluation, Policy
 from star.errors import InputError
-from star.policy.generator import Generator
+from star.policy.generator import Generator, weights_digest
 from star.policy.sde import make_schedule
 from star.prompts import read
 from star.training.seeding import noise
@@ -36,13 +38,20 @@ def _folder(out: Path, number: int, record: dict) -> Path:
 
 
 def sample(
-    policy: Policy, evaluation: Evaluation, prompts: Path, out: Path, adapter: Path | None, images: int, seed: int
+    policy: Policy,
+    evaluation: Evaluation,
+    prompts: Path,
+    out: Path,
+    adapter: Path | None,
+    images: int,
+    seed: int,
+    start_over: bool = False,
 ) -> int:
     """Sample `images` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
 
     Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
-    are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are missing,
-    or when `out` holds pictures of another checkpoint.
+    are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are
+    missing, or when `out` holds pictures of other weights, prompts or settings (they are removed to `start_over`).
     """
     records = read(prompts)
     generator = Generator(policy)
@@ -55,10 +64,17 @@ def sample(
     empty = generator.empty_prompt()
     encoded = generator.encode(records)
     out.mkdir(parents=True, exist_ok=True)
-    source = out / "checkpoint.txt"
-    if source.exists() and source.read_text() != checkpoint:
-        raise InputError(f"{out}: holds pictures of {source.read_text()}, not of {checkpoint}; name another folder")
-    source.write_text(checkpoint)
+    made_by = hashlib.sha256(f"{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
+    made_by = f"{checkpoint} {weights_digest(policy, adapter)} {made_by}"
+    source = out / "made_by.txt"
+    if source.exists() and source.read_text() != made_by:
+        if not start_over:
+            raise InputError(
+                f"{out}: holds pictures of other weights, prompts or settings; name another folder or --start-over"
+            )
+        shutil.rmtree(out)
+        out.mkdir()
+    source.write_text(made_by)
 
     wanted = []
     for number, record in enumerate(records):

@@ -7,6 +7,7 @@ epoch, and no generator. A checkpoint appears whole or not at all: it is written
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -85,23 +86,35 @@ def _intact(folder: Path) -> dict | None:
     return progress
 
 
-def resume(folder: Path, policy: Generator, ema: Ema, optimizer: torch.optim.Optimizer, digest: str, tell: callable) -> int:
-    """Restore the newest intact checkpoint under `folder`; returns its epoch, 0 when there is none.
+def newest(folder: Path, digest: str, epochs: int, start_over: bool) -> Path | None:
+    """The newest intact checkpoint of at most `epochs` epochs under `folder`, or None.
 
-    A damaged checkpoint is passed over, and `tell` says so. Raises InputError when it belongs to other settings.
+    A damaged checkpoint is passed over with a line on standard error. One that belongs to other settings or weights raises
+    InputError, or, to `start_over`, is removed.
     """
     for checkpoint in sorted(folder.glob("step*"), key=lambda f: -int(f.name.removeprefix("step"))):
         progress = _intact(checkpoint)
         if progress is None:
-            tell(f"{checkpoint}: damaged, falling back to the one before")
-            continue
-        if progress["settings"] != digest:
-            raise InputError(f"{checkpoint}: made with other settings ({progress['settings']}, now {digest}); remove {folder}")
-        policy.set_adapter_state(load_file(checkpoint / "state" / "weights.safetensors"))
-        stored = load_file(checkpoint / "state" / "average.safetensors")
-        for i, average in enumerate(ema.average):
-            average.copy_(stored[str(i)])
-        ema.steps = progress["optimizer_steps"]
-        optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True))
-        return progress["epoch"]
-    return 0
+            print(f"{checkpoint}: damaged, falling back to the one before", file=sys.stderr)
+        elif progress["settings"] != digest:
+            if not start_over:
+                raise InputError(f"{checkpoint}: made with other settings or weights; remove {folder} or give --start-over")
+            shutil.rmtree(checkpoint)
+        elif progress["epoch"] <= epochs:
+            return checkpoint
+    return None
+
+
+def resume(checkpoint: Path | None, policy: Generator, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a checkpoint; returns its epoch, 0 when there is none."""
+    if checkpoint is None:
+        return 0
+    state = checkpoint / "state"
+    progress = json.loads((state / "progress.json").read_text())
+    policy.set_adapter_state(load_file(state / "weights.safetensors"))
+    stored = load_file(state / "average.safetensors")
+    for i, average in enumerate(ema.average):
+        average.copy_(stored[str(i)])
+    ema.steps = progress["optimizer_steps"]
+    optimizer.load_state_dict(torch.load(state / "optimizer.pt", weights_only=True))
+    return progress["epoch"]

@@ -4,7 +4,6 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from star.allocation.maps import allocation_map, effective_area, entropy, random_map
 from star.config import Allocation, RunSettings
 from star.errors import InputError
-from star.policy.generator import Generator
+from star.policy.generator import Generator, weights_digest
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.advantages import group_advantages
@@ -57,18 +56,15 @@ def _keep_rows(file: Path, epochs: int) -> None:
     file.write_text("".join(row + "\n" for row in rows))
 
 
-def train(
-    settings: RunSettings,
-    seed: int,
-    records: list[dict],
-    out: Path,
-    after_epoch: Callable[[int], None] = lambda _: None,
-) -> None:
+def train(settings: RunSettings, seed: int, records: list[dict], out: Path, start_over: bool = False) -> None:
     """Train one method on one task into `out`, resuming from its newest checkpoint.
 
-    Raises InputError on settings that do not fit, before any work; RuntimeError when rollout and update disagree.
+    Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
+    that do not fit, before any work; RuntimeError when rollout and update disagree.
     """
     check(settings, records)
+    digest = f"{settings.digest()}-{weights_digest(settings.policy)}"
+    found = checkpoint.newest(out / "checkpoints", digest, settings.training.epochs, start_over)
     rollout, training, allocation = settings.rollout, settings.training, settings.allocation
     record_maps = allocation.source != "none"
     policy = Generator(settings.policy, allocation.blocks if record_maps else [])
@@ -79,8 +75,7 @@ def train(
     ema = checkpoint.Ema(parameters, training.ema_decay, training.ema_every)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(settings.model_dump_json(indent=1))
-    digest = settings.digest()
-    done = checkpoint.resume(out / "checkpoints", policy, ema, optimizer, digest, lambda text: print(text, file=sys.stderr))
+    done = checkpoint.resume(found, policy, ema, optimizer)
     metrics = out / "metrics.jsonl"
     _keep_rows(metrics, done)
 
@@ -143,4 +138,3 @@ def train(
             bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
                 checkpoint.save(out / "checkpoints" / f"step{epoch}", policy, ema, optimizer, epoch, digest)
-            after_epoch(epoch)

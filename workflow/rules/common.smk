@@ -103,19 +103,35 @@ def scores(task, method, seed):
     return [f"{run_folder(task, method, seed)}/scores/step{step}.jsonl" for step in steps(task, method)]
 
 
-def all_scores():
-    return [s for t in TASKS for m in ["base", *METHODS] for k in SEEDS for s in scores(t, m, k)]
-
-
-def all_logged():
-    return [f"{run_folder(t, m, k)}/mlflow.done" for t in TASKS for m in ["base", *METHODS] for k in SEEDS]
-
-
 def maps(task, method, seed):
     """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
     looks = run_settings(CONFIG, task, method).allocation.source == "attention"
     return [f"{run_folder(task, method, seed)}/maps/maps.svg"] if looks and int(seed) == SEEDS[0] else []
 
 
+RUNS = [(task, method, seed) for task in TASKS for method in METHODS for seed in SEEDS]
+RUNS_AND_BASE = [(task, "base", seed) for task in TASKS for seed in SEEDS] + RUNS
+
+
+def all_prompts():
+    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", "test"])
+
+
+def all_trained():
+    return [trained_file(*run) for run in RUNS]
+
+
+def all_samples():
+    return [f"{run_folder(*run)}/samples/step{step}/prompts.jsonl" for run in RUNS_AND_BASE for step in steps(*run[:2])]
+
+
+def all_scores():
+    return [file for run in RUNS_AND_BASE for file in scores(*run)]
+
+
 def all_maps():
-    return [figure for t in TASKS for m in METHODS for figure in maps(t, m, SEEDS[0])]
+    return [file for run in RUNS for file in maps(*run)]
+
+
+def all_logged():
+    return [f"{run_folder(*run)}/mlflow.done" for run in RUNS_AND_BASE]

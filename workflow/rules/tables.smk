@@ -1,6 +1,6 @@
 rule tables:
     input:
-        [trained_file(t, m, k) for t in TASKS for m in METHODS for k in SEEDS],
+        all_trained(),
         all_scores(),
     output:
         expand(f"{EXPERIMENT}/tables/{{table}}.{{form}}", table=TABLES, form=["md", "tex"]),
