@@ -36,7 +36,7 @@ def check_spans(prompt: str, found: list[dict]) -> None:
 # -- the miniature's sets ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("task", "n"), [("geneval", 77), ("ocr", 96), ("pickscore", 96)])
+@pytest.mark.parametrize(("task", "n"), [("geneval", 104), ("ocr", 96), ("pickscore", 96)])
 def test_sets_have_their_size_and_share_no_prompt(task: str, n: int):
     train, test = prompts.records(CONFIG, task, "train"), prompts.records(CONFIG, task, "test")
     assert (len(train), len(test)) == (1000, n)

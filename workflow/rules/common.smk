@@ -81,6 +81,12 @@ def trained(wildcards):
     return [] if wildcards.method == "base" else [trained_file(wildcards.task, wildcards.method, wildcards.seed)]
 
 
+def adapter_files(wildcards):
+    """The adapters that a training must have left."""
+    run = run_folder(wildcards.task, wildcards.method, wildcards.seed)
+    return [f"{run}/checkpoints/step{n}/adapter/{ADAPTER_FILE}" for n in steps(wildcards.task, wildcards.method)]
+
+
 def adapter_option(wildcards):
     """--adapter of the job's checkpoint, by default the last one; nothing for the untrained model."""
     if wildcards.method == "base":

@@ -16,6 +16,7 @@ rule train:
         settings=digest("prompts", "reward", "policy", "rollout", "training", "allocation", "scorers"),
         config=RESOLVED,
         run=RUN,
+        adapters=adapter_files,
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
@@ -31,4 +32,4 @@ rule train:
     shell:
         "{STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
         "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
-        "sha256sum {params.run}/checkpoints/step*/adapter/{ADAPTER_FILE} > {output}"
+        "sha256sum {params.adapters} > {output}"
