@@ -45,6 +45,4 @@ report: install
 	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
 
 schema: install # after a change of star/config.py
-	$(BIN)/python -c "import json; from star.config import json_schema as s; \
-	print(json.dumps({'\$$schema': 'https://json-schema.org/draft/2020-12/schema'} | json.loads(s()), indent=1))" \
-	> workflow/schemas/config.schema.json
+	$(BIN)/python -c "from star.config import json_schema; print(json_schema(), end='')" > workflow/schemas/config.schema.json

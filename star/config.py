@@ -137,7 +137,7 @@ class RunSettings(_Section):
 
     def digest(self) -> str:
         """The first 12 hex digits of the SHA-256 of what training depends on; a run may be extended by more epochs."""
-        free = {"evaluation": True, "training": {"epochs", "checkpoint_every"}, "scorers": {"workers"}}
+        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers"}}
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 
 
@@ -167,7 +167,7 @@ class Config(_Section):
         return self
 
 
-_OVERRIDABLE = ("rollout", "training", "allocation", "evaluation")
+_OVERRIDABLE = ("rollout", "training", "allocation")
 
 
 def _merge(under: dict, over: dict) -> dict:
@@ -243,4 +243,4 @@ def parse(data: dict, name: str) -> Config:
 
 def json_schema() -> str:
     """The JSON schema of a configuration file, as kept in workflow/schemas/config.schema.json."""
-    return json.dumps(Config.model_json_schema(), indent=1) + "\n"
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}, indent=1) + "\n"

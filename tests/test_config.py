@@ -58,7 +58,7 @@ def test_the_quick_configuration_changes_sizes_only():
         ("training.epochs=0", "training.epochs: Input should be greater than 0"),
         ("rollout.group_size=1", "rollout.group_size"),
         ("tasks.geneval.reward.beauty=1.0", "tasks.geneval.reward.beauty"),
-        ("methods.star.policy.guidance=2.0", "methods.star.policy: only rollout, training, allocation, evaluation"),
+        ("methods.star.policy.guidance=2.0", "methods.star.policy: only rollout, training, allocation"),
         ("methods.star.allocation.sauce=none", "methods.star.allocation.sauce: no such key"),
         ("tasks.ocr.overrides.training.kl_beta=-1", "tasks.ocr.overrides.training.kl_beta"),
         ("methods.base.training.epochs=3", "methods.base: `base` names the untrained model"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.config import Scorers
 from star.errors import InputError
@@ -35,12 +35,10 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
-    from transformers import CLIPModel
-
     rng = np.random.default_rng(0)
     images = list(rng.integers(0, 256, (5, 64, 64, 3)).astype(np.uint8))
     prompts = ["a red circle", "two rings", "a red circle", "a cross above a ring", 'a sign that says "HAT"']
-    tokens = clip_tokenizer()(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(random_folder)(prompts, padding="max_length", truncation=True, return_tensors="pt")
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(random_folder)(**tokens, pixel_values=pixels).logits_per_image.diagonal()
@@ -106,7 +104,9 @@ def test_training_report() -> None:
         assert min(report["held_out"][task][pair] for pair in ("caption", "picture", "damage")) >= 0.9
 
 
-def test_recipe_is_deterministic_and_learns(tmp_path: Path) -> None:
+def test_recipe_is_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = clip_tokenizer()
+    monkeypatch.setattr("star.miniature.base.clip_tokenizer", lambda: tokenizer)
     recipe = Recipe(pairs=24, steps=6, batch=4, warmup=2, held_out=6)
     first = train(tmp_path / "a", recipe=recipe)
     train(tmp_path / "b", recipe=recipe)

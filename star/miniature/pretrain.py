@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from tqdm import tqdm
 
 from star.miniature import base
@@ -43,9 +43,11 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 7000
+    steps: int = 6500
     batch: int = 64
+    processes: int = 2
     lr: float = 1e-3
+    muon_lr: tuple[tuple[int, float], ...] = ((0, 1e-3), (2500, 3e-3))  # (from step, rate): the embedded run was sped up once
     warmup: int = 300
     decay_share: float = 0.25
     ema: float = 0.999
@@ -151,16 +153,20 @@ class _FloatAttention(JointAttnProcessor2_0):
 
 
 def train_transformer(
-    pipe: StableDiffusion3Pipeline, latents: torch.Tensor, texts: list[str], recipe: Recipe, state: Path
-) -> dict:
-    """Train transformer and text encoders in place by flow matching, resuming from `state`; returns losses and hours."""
+    pipe: StableDiffusion3Pipeline, latents: torch.Tensor, texts: list[str], recipe: Recipe, state: Path, rank: int
+) -> None:
+    """Train transformer and text encoders in place by flow matching, resuming from `state`, where rank 0 saves the average.
+
+    Every process draws the whole batch and takes its rows; gradients are averaged, so the number of processes changes
+    rounding only.
+    """
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
     pipe.transformer.set_attn_processor(_FloatAttention())
     named = dict(modules.named_parameters())
     hidden = [p for n, p in named.items() if p.ndim == 2 and "transformer_blocks" in n]
     chosen = {id(p) for p in hidden}
     optimizers = [
-        torch.optim.Muon(hidden, lr=recipe.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(hidden, lr=recipe.muon_lr[0][1], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [p for p in named.values() if id(p) not in chosen], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
         ),
@@ -194,18 +200,22 @@ def train_transformer(
         (state / "progress.json").write_text(json.dumps({"step": step, "losses": losses, "seconds": seconds}))
 
     denoise = torch.compile(pipe.transformer)
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15)
+    mine = slice(rank, None, recipe.processes)
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15, disable=rank > 0
+    )
     window = []
     for step in bar:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed((recipe.seed + 1) * 1_000_003 + step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         dropped = torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout
-        clip_BL = torch.where(dropped, clip_none, clip_ids[rows])
-        t5_BL = torch.where(dropped, t5_none, t5_ids[rows])
+        clip_BL = torch.where(dropped, clip_none, clip_ids[rows])[mine]
+        t5_BL = torch.where(dropped, t5_none, t5_ids[rows])[mine]
         x0_BCHW = (latents[rows].float() - shift) * scale
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=generator)
         sigma_B = torch.randn(recipe.batch, generator=generator).sigmoid()
+        x0_BCHW, noise_BCHW, sigma_B = x0_BCHW[mine], noise_BCHW[mine], sigma_B[mine]
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             columns, pooled = encode_captions(pipe, clip_BL, t5_BL)
@@ -220,26 +230,46 @@ def train_transformer(
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
+        shared = torch.cat([p.grad.flatten() for p in named.values()] + [loss.detach().view(1)]) / recipe.processes
+        distributed.all_reduce(shared)
+        for p, grad in zip(named.values(), shared[:-1].split([p.numel() for p in named.values()]), strict=True):
+            p.grad.copy_(grad.view_as(p))
         nn.utils.clip_grad_norm_(named.values(), 1.0)
-        rate = recipe.lr * _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
-        for optimizer in optimizers:
+        factor = _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
+        muon_lr = [rate for first, rate in recipe.muon_lr if step >= first][-1]
+        for optimizer, rate in zip(optimizers, (muon_lr, recipe.lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * factor
             optimizer.step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
-        window.append(loss.item())
+        window.append(shared[-1].item())
         seconds += time.perf_counter() - began
         if (step + 1) % 100 == 0:
             losses.append([step + 1, float(np.mean(window[-100:]))])
             window = window[-100:]
             bar.set_postfix(loss=losses[-1][1], refresh=False)
-        if (step + 1) % recipe.save_every == 0:
+        if rank == 0 and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps):
             save(step + 1)
-    modules.load_state_dict(average, strict=False)
-    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
-    return {"losses": losses, "hours": seconds / 3600}
+
+
+def _flow_process(rank: int, recipe: Recipe, work: Path, texts: list[str]) -> None:
+    torch.set_num_threads(1)
+    rendezvous = (work / "rendezvous").absolute().as_uri()
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=recipe.processes)
+    pipe = base.pipeline(recipe.seed)
+    pipe.vae = type(pipe.vae).from_pretrained(work / "vae")
+    train_transformer(pipe, load_file(work / "latents.safetensors")["latents"], texts, recipe, work / "flow", rank)
+    distributed.destroy_process_group()
+
+
+def _by_module(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, parameter = name.split(".", 1)
+        modules.setdefault(module, {})[parameter] = tensor
+    return modules
 
 
 def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
@@ -258,11 +288,13 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
         report["autoencoder_hours"] = (time.perf_counter() - began) / 3600
         pipe.vae.save_pretrained(work / "vae")
         (work / "vae" / "report.json").write_text(json.dumps(report))
-    if (work / "latents.safetensors").exists():
-        latents = load_file(work / "latents.safetensors")["latents"]
-    else:
-        latents = encode_pictures(pipe.vae, pictures)
-        save_file({"latents": latents.contiguous()}, work / "latents.safetensors")
-    report |= train_transformer(pipe, latents, texts, recipe, work / "flow")
+    if not (work / "latents.safetensors").exists():
+        save_file({"latents": encode_pictures(pipe.vae, pictures).contiguous()}, work / "latents.safetensors")
+    (work / "rendezvous").unlink(missing_ok=True)
+    multiprocessing.spawn(_flow_process, (recipe, work, texts), nprocs=recipe.processes)
+    for name, tensors in _by_module(load_file(work / "flow" / "average.safetensors")).items():
+        getattr(pipe, name).load_state_dict(tensors, strict=False)
+    progress = json.loads((work / "flow" / "progress.json").read_text())
     pipe.save_pretrained(out)
+    report |= {"losses": progress["losses"], "hours": progress["seconds"] / 3600}
     (out / "training.json").write_text(json.dumps({"recipe": asdict(recipe), **report}, indent=1))

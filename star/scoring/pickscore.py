@@ -56,6 +56,12 @@ class PickScorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = _load(CLIPModel, model, "pickscore_model").eval().to(self._device)
         self._tokenizer = _load(CLIPTokenizer, processor, "pickscore_processor")
+        words, rows = len(self._tokenizer), self._model.config.text_config.vocab_size
+        if words != rows:  # transformers makes an empty tokenizer of a folder without one
+            raise InputError(
+                f"scorers.pickscore_processor: {processor!r} has a tokenizer of {words} tokens, the model knows {rows}; "
+                f"give the folder or hub repository with the model's own tokenizer"
+            )
         self._images = _load(CLIPImageProcessorPil, processor, "pickscore_processor")
         digest = _weights_hash(model, self._model)
         self.fingerprint = (
