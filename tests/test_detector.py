@@ -71,10 +71,10 @@ def test_damaged_pictures_score_lower_and_never_fail() -> None:
 def test_a_shape_between_two_classes_scores_low() -> None:
     ys, xs = np.mgrid[:64, :64] - 32.0
     scores = {}
-    for power in (2, 2.5, 3, 30):  # superellipses: a circle, a rounded blob, a square
+    for power in (2, 2.2, 30):  # superellipses: a circle, a rounded blob, a square
         picture = np.full((64, 64, 3), 230, np.uint8)
         picture[abs(xs / 12) ** power + abs(ys / 12) ** power < 1] = (215, 40, 40)
         best = detect(picture)[0]
         scores[power] = (best.cls, best.score)
     assert scores[2][0] == "circle" and scores[30][0] == "square"
-    assert min(scores[2][1], scores[30][1]) > 0.9 > min(scores[2.5][1], scores[3][1])
+    assert min(scores[2][1], scores[30][1]) > 0.9 > scores[2.2][1]

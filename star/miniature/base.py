@@ -4,12 +4,12 @@ The two CLIP tokenizers carry a byte-pair vocabulary whose merges spell the worl
 characters, so a quoted word is read letter by letter. The T5 tokenizer does the same with a unigram vocabulary.
 """
 
-import json
+import itertools
 import string
+from collections import Counter
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -31,18 +31,30 @@ WORDS = sorted(
 )
 
 
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first and ties by spelling, until every word is one token.
+
+    The library's trainer breaks ties differently at every call, and weights are tied to the vocabulary they were trained on.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while pairs := Counter(pair for tokens in spelled for pair in itertools.pairwise(tokens)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for tokens in spelled:
+            for i in reversed(range(len(tokens) - 1)):
+                if tuple(tokens[i : i + 2]) == best:
+                    tokens[i : i + 2] = ["".join(best)]
+    return merges
+
+
 def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of the world's words and single characters."""
-    characters = [c for c in string.printable if not c.isspace() and not c.isupper()]
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=characters, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator([*WORDS, *characters], trainer)
-    model = json.loads(trained.to_str())["model"]
-    vocabulary = {**model["vocab"]}
-    for token in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[token] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m) for m in model["merges"]], model_max_length=TEXT_LENGTH)
+    """A CLIP tokenizer of the world's words and single characters, the same at every call."""
+    characters = sorted(c for c in string.printable if not c.isspace() and not c.isupper())
+    merges = _merges(WORDS)
+    tokens = [*characters, *(c + "</w>" for c in characters), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
 
 
 def t5_tokenizer() -> T5Tokenizer:
