@@ -23,7 +23,7 @@ def _span(prompt: str, text: str, nth: int = 0) -> dict:
     [
         ("a photo of a red circle", "circle", 0, ["circle</w>"], ["▁circle"]),
         ("a ring and a ring", "ring", 1, ["ring</w>"], ["▁ring"]),
-        ('a sign that says "KAT"', "KAT", 0, ["k", "at</w>"], ["K", "A", "T"]),
+        ('a sign that says "KAT"', "KAT", 0, ["k", "a", "t</w>"], ["K", "A", "T"]),
         ("a Red, CIRCLE!", "Red", 0, ["red</w>"], ["R", "e", "d"]),
         ("a zebra", "zebra", 0, None, ["z", "e", "b", "r", "a"]),
     ],

@@ -70,7 +70,9 @@ The words of the OCR test prompts are never drawn.
 | transformer and text encoders | {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
 
 Optimizer: Muon on the blocks' matrices, AdamW on the rest, learning rate {recipe["lr"]}, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
-Hours were measured while other work shared the machine.
+Hours were measured while other work shared the machine. The embedded run was interrupted three times: at step 2500 the rate of Muon
+was raised (the recipe says so), and until step 3500 its CLIP vocabulary was not the one that is saved (a bug, mended since: the
+vocabulary was spelled anew at every start), so its CLIP embeddings were learned from there on. A run from nothing has neither.
 
 | step | {" | ".join(str(step) for step, _ in picked)} |
 |---|{"---|" * len(picked)}
