@@ -243,4 +243,5 @@ def parse(data: dict, name: str) -> Config:
 
 def json_schema() -> str:
     """The JSON schema of a configuration file, as kept in workflow/schemas/config.schema.json."""
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}, indent=1) + "\n"
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps({"$schema": draft, **Config.model_json_schema()}, indent=1) + "\n"
