@@ -50,7 +50,8 @@ def test_unknown_stage_exits_two_and_star_is_installed() -> None:
 
 
 def test_a_stage_imports_no_torch_before_it_needs_it() -> None:
-    code = "import sys, star.cli, star.config, star.prompts; print([m for m in ('torch', 'diffusers', 'mlflow') if m in sys.modules])"
+    heavy = ("torch", "diffusers", "mlflow")
+    code = f"import sys, star.cli, star.config, star.prompts; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

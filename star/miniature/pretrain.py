@@ -45,7 +45,7 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 10800
+    steps: int = 9400
     batch: int = 64
     processes: int = 2
     lr: float = 1e-3

@@ -1,5 +1,6 @@
 """`star maps`: allocation maps over the denoising steps, drawn on the pictures as they form. Source: ours."""
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
 
     columns = len(used) + 1
     figure, axes = plt.subplots(
-        len(records), columns, figsize=(1.25 * columns, 1.5 * len(records) + 0.9), squeeze=False, layout="constrained"
+        len(records), columns, figsize=(1.2 * columns + 2.4, 1.25 * len(records) + 0.9), squeeze=False, layout="constrained"
     )
     heat = None
     top = float(map_BTHW[:, used].max())
@@ -69,7 +70,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
         for column, t in enumerate(used):
             axis = axes[row, column]
             size = final[row].shape[:2]
-            axis.imshow(pictures[column][row], alpha=0.45, extent=(0, size[1], size[0], 0))
+            axis.imshow(pictures[column][row], extent=(0, size[1], size[0], 0))
             weights = map_BTHW[row, t].cpu().numpy()
             heat = axis.imshow(
                 weights,
@@ -83,11 +84,8 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
             if row == 0:
                 axis.set_title(f"step {t + 1}\nσ = {schedule.sigma[t]:.2f}", fontsize=8)
         axes[row, -1].imshow(final[row])
-        axes[row, 0].set_title(
-            f"{record['prompt']}" + (f"\nstep {used[0] + 1}, σ = {schedule.sigma[used[0]]:.2f}" if row == 0 else ""),
-            fontsize=8,
-            loc="left",
-        )
+        label = "\n".join(textwrap.wrap(record["prompt"], 18))
+        axes[row, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     axes[0, -1].set_title("picture", fontsize=8)
     for axis in axes.flat:
         axis.set_xticks([])

@@ -1,0 +1,99 @@
+"""The base's recipe: its captions, its text path against diffusers', and an interrupted run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from star.miniature import base, pretrain
+from star.miniature.captions import TEST_PROMPTS, caption, misread, split
+
+RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1)
+
+
+def test_vocabulary_is_the_same_at_every_call_and_words_are_single_tokens() -> None:
+    first, second = base.clip_tokenizer(), base.clip_tokenizer()
+    assert first.get_vocab() == second.get_vocab()
+    for tokenizer, extra in ((first, 2), (base.t5_tokenizer(), 1)):
+        assert all(len(tokenizer(word).input_ids) == 1 + extra for word in base.WORDS)
+
+
+def test_captions_are_encoded_as_the_pipeline_does() -> None:
+    pipe = base.pipeline(0)
+    text = 'a sign that says "KAT"'
+    ids = [
+        t(text, padding="max_length", max_length=base.TEXT_LENGTH, return_tensors="pt").input_ids
+        for t in (pipe.tokenizer, pipe.tokenizer_3)
+    ]
+    with torch.no_grad():
+        columns, pooled = pretrain.encode_captions(pipe, *ids)
+        expected, _, expected_pooled, _ = pipe.encode_prompt(
+            text, None, None, do_classifier_free_guidance=False, max_sequence_length=base.TEXT_LENGTH
+        )
+    torch.testing.assert_close(columns, expected)
+    torch.testing.assert_close(pooled, expected_pooled)
+
+
+def test_no_test_word_is_drawn_and_the_stated_share_of_captions_is_wrong() -> None:
+    recipe = pretrain.Recipe(images=1500)
+    _, texts = pretrain.corpus(recipe)
+    held_out = {d["text"] for d in split("ocr", TEST_PROMPTS["ocr"]["ocr"])[1]}
+    assert not [t for t in texts if '"' in t and t.split('"')[1] in held_out]
+    rng = np.random.default_rng(0)
+    for tag in pretrain.MIXTURE:
+        for d in split(tag, 0)[0][:40]:
+            wrong = misread(d, rng)
+            assert wrong["tag"] == tag
+            assert caption(wrong) != caption(d) or tag == "ocr"  # another word may be the same word, once in 1728
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    texts = ["a red circle", 'a sign that says "KAT"'] * 32
+    latents = torch.randn(64, 8, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+
+    def work(name: str) -> Path:
+        folder = tmp_path / name
+        base.autoencoder().save_pretrained(folder / "vae")
+        save_file({"latents": latents}, folder / "latents.safetensors")
+        return folder
+
+    threads = torch.get_num_threads()
+    try:
+        whole, broken = work("whole"), work("broken")
+        pretrain._flow_process(0, RECIPE, whole, texts)
+
+        calls, all_reduce = [], distributed.all_reduce
+
+        def stop_at_the_fourth(tensor: torch.Tensor) -> None:
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            all_reduce(tensor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "all_reduce", stop_at_the_fourth)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain._flow_process(0, RECIPE, broken, texts)
+        distributed.destroy_process_group()
+        (broken / "rendezvous").unlink(missing_ok=True)
+        assert json.loads((broken / "flow/progress.json").read_text())["step"] == 2
+        pretrain._flow_process(0, RECIPE, broken, texts)
+    finally:
+        torch.set_num_threads(threads)
+    for file in ("weights", "average"):
+        expected = load_file(whole / f"flow/{file}.safetensors")
+        got = load_file(broken / f"flow/{file}.safetensors")
+        assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+
+
+def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
+    recipe = dataclasses.asdict(pretrain.Recipe())
+    keys = ("steps", "warmup", "decay_share")
+    rates = [pretrain._schedule(s, *(recipe[k] for k in keys)) for s in (0, 299, 5000, recipe["steps"])]
+    assert rates == [1 / 300, 1.0, 1.0, 0.0]
