@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ def _packages() -> Iterator[tuple[bool, str]]:
     for requirement in importlib.metadata.requires("star-rl") or []:
         if "extra ==" in requirement:
             continue
-        name = requirement.split(";")[0].split("[")[0].rstrip("0123456789.,<>=!~ ")
+        name = re.match(r"[\w.-]+", requirement).group()
         try:
             yield True, f"package {name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
