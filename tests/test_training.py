@@ -17,6 +17,7 @@ from star import config as configuration
 from star import prompts
 from star.errors import InputError
 from star.training import trainer
+from star.training.rollout import trained_steps
 from star.training.seeding import noise
 from star.training.update import micro_batches
 
@@ -28,6 +29,8 @@ SMALL = [
     "rollout.group_size=4",
     "rollout.batch=4",
     "rollout.trained_fraction=0.7",
+    "rollout.window=null",
+    "rollout.window_range=null",
     "training.epochs=3",
     "training.checkpoint_every=1",
     "training.updates_per_epoch=1",
@@ -131,6 +134,14 @@ def test_batches_that_do_not_divide_are_refused_before_work(random_base: Path, t
     with pytest.raises(InputError, match=r"rollout\.batch: 3 does not divide"):
         _train(random_base, tmp_path / "none", "star", "rollout.batch=3")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_window_is_drawn_inside_its_range_and_refused_outside(random_base: Path, tmp_path: Path) -> None:
+    rollout = configuration.Rollout(steps=8, window=3, window_range=(1, 6))
+    windows = {trained_steps(rollout, 0, epoch) for epoch in range(60)}
+    assert windows == {range(1, 4), range(2, 5), range(3, 6)}
+    with pytest.raises(InputError, match=r"rollout\.window: 3 steps do not fit"):
+        _train(random_base, tmp_path / "none", "star", "rollout.window=3", "rollout.window_range=[1, 4]")
 
 
 def test_micro_batches_use_every_kept_rollout_once() -> None:

@@ -29,6 +29,9 @@ def check(settings: RunSettings, records: list[dict]) -> None:
         raise InputError(f"rollout.batch: {rollout.batch} does not divide groups x group_size = {images}")
     if len(records) < rollout.groups:
         raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(records)}")
+    first, last = rollout.window_range or (0, rollout.steps)
+    if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
+        raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
     if settings.allocation.source != "none" and not settings.allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
