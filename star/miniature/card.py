@@ -67,10 +67,11 @@ The words of the OCR test prompts are never drawn.
 | part | steps | batch | hours on 2 cores (CPU, bfloat16 autocast) | result |
 |---|---|---|---|---|
 | autoencoder | {recipe["autoencoder_steps"]} | {recipe["autoencoder_batch"]} | {training["autoencoder_hours"]:.2f} | mean squared error {training["autoencoder_mse"]:.4f} (pixels in -1..1) |
-| transformer and text encoders | {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
+| transformer and text encoders | {losses[-1][0]} of {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
 
 Optimizer: Muon on the blocks' matrices, AdamW on the rest, learning rate {recipe["lr"]}, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
-Hours were measured while other work shared the machine. The embedded run was interrupted three times: at step 2500 the rate of Muon
+Hours were measured while other work shared the machine. The embedded run was stopped before its last step, when the time was up, and its
+average taken. Before that it was interrupted three times: at step 2500 the rate of Muon
 was raised (the recipe says so), and until step 3500 its CLIP vocabulary was not the one that is saved (a bug, mended since: the
 vocabulary was spelled anew at every start), so its CLIP embeddings were learned from there on. A run from nothing has neither.
 
