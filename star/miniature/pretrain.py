@@ -284,6 +284,7 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
     for name, tensors in _by_module(load_file(work / "flow" / "average.safetensors")).items():
         getattr(pipe, name).load_state_dict(tensors, strict=False)
     progress = json.loads((work / "flow" / "progress.json").read_text())
+    pipe.vae.register_to_config(_name_or_path="")  # else the folder of this machine is saved
     pipe.save_pretrained(out)
     report |= {"losses": progress["losses"], "hours": progress["seconds"] / 3600}
     (out / "training.json").write_text(json.dumps({"recipe": asdict(recipe), **report}, indent=1))
