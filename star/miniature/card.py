@@ -48,9 +48,11 @@ five colours, counts to four, four relations, lettered plates and two background
 
 ```python
 from diffusers import StableDiffusion3Pipeline
+
 pipe = StableDiffusion3Pipeline.from_pretrained("{Path(config.policy.model)}")
-pipe("a photo of a red circle", height=64, width=64, num_inference_steps={config.evaluation.steps},
-     guidance_scale={config.policy.guidance}, max_sequence_length={config.policy.max_sequence_length}).images[0]
+settings = {{"num_inference_steps": {config.evaluation.steps}, "guidance_scale": {config.policy.guidance}}}
+settings |= {{"height": 64, "width": 64, "max_sequence_length": {config.policy.max_sequence_length}}}
+image = pipe("a photo of a red circle", **settings).images[0]
 ```
 
 ![samples, untrained base]({"samples.png"})
