@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from star import config as configuration
 from star import prompts
 from star.errors import InputError
+from star.policy.seeding import noise
 from star.training import trainer
 from star.training.rollout import trained_steps
-from star.training.seeding import noise
 from star.training.update import micro_batches
 
 ROOT = Path(__file__).parents[1]

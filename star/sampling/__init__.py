@@ -15,8 +15,8 @@ from star.config import Evaluation, Policy
 from star.errors import InputError
 from star.policy.generator import Generator, weights_digest
 from star.policy.sde import make_schedule
+from star.policy.seeding import noise
 from star.prompts import read
-from star.training.seeding import noise
 
 
 def _save_png(picture: object, path: Path, **texts: str) -> None:

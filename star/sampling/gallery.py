@@ -11,8 +11,8 @@ from star.config import RunSettings
 from star.errors import InputError
 from star.policy.generator import Generator
 from star.policy.sde import make_schedule
+from star.policy.seeding import noise
 from star.prompts import read
-from star.training.seeding import noise
 
 
 def _spread(items: list[dict], count: int) -> list[dict]:

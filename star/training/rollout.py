@@ -12,8 +12,8 @@ import torch
 from star.config import Rollout
 from star.policy.generator import Encoded, Generator, Trajectory
 from star.policy.sde import Schedule, make_schedule
+from star.policy.seeding import generator, noise
 from star.scoring.pool import RewardPool
-from star.training.seeding import generator, noise
 
 
 @dataclass(frozen=True)

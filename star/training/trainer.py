@@ -13,11 +13,11 @@ from star.allocation.maps import allocation_map, effective_area, entropy, random
 from star.config import Allocation, RunSettings
 from star.errors import InputError
 from star.policy.generator import Generator, weights_digest
+from star.policy.seeding import generator
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.advantages import group_advantages
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
-from star.training.seeding import generator
 from star.training.update import update_policy
 
 

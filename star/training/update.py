@@ -12,8 +12,8 @@ from star.allocation.objective import allocate, clipped_loss
 from star.config import Training
 from star.policy.generator import Encoded, Generator
 from star.policy.sde import Schedule, log_prob, reference_kl, step_mean
+from star.policy.seeding import generator
 from star.training.rollout import Rollouts
-from star.training.seeding import generator
 
 
 def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[tuple[np.ndarray, int]]]:
