@@ -55,7 +55,7 @@ settings |= {{"height": 64, "width": 64, "max_sequence_length": {config.policy.m
 image = pipe("a photo of a red circle", **settings).images[0]
 ```
 
-![samples, untrained base]({"samples.png"})
+![samples, untrained base](samples.png)
 
 Rows of two: prompts of geneval, ocr and pickscore.
 
