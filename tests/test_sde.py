@@ -1,4 +1,6 @@
-"""Flow-SDE against the golden table, an independent density and the ODE of diffusers."""
+"""Flow-SDE and CPS against the golden table, their definitions, an independent density and the ODE of diffusers."""
+
+import math
 
 import pytest
 import torch
@@ -56,6 +58,39 @@ def test_only_the_window_is_noisy() -> None:
     full, ode = (make_schedule(FlowMatchEulerDiscreteScheduler(), 8, a) for a in (0.7, 0.0))
     assert torch.equal(s.coef_v[2:4], full.coef_v[2:4])
     assert torch.equal(s.coef_v[4:], ode.coef_v[4:])
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_cps_is_its_definition(step: int) -> None:
+    """Method section 2: the predicted picture and noise are mixed anew at the next noise level, part of it fresh."""
+    s = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0.7, sampler="cps")
+    sigma, following = GOLDEN.get(step, (s.sigma[step].item(),))[0], s.sigma[step + 1].item() if step < 9 else 0.0
+    std = following * math.sin(0.7 * math.pi / 2)
+    x, v = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+    picture, predicted_noise = x - sigma * v, x + (1 - sigma) * v
+    expected = picture * (1 - following) + predicted_noise * math.sqrt(following**2 - std**2)
+    assert s.std[step].item() == pytest.approx(std, abs=6e-6)
+    torch.testing.assert_close(step_mean(s, step, x.float(), v.float()).double(), expected, rtol=1e-4, atol=5e-5)
+    if step < 9:  # the last step adds no noise
+        drawn = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(9))
+        density = torch.distributions.Normal(expected, std).log_prob(drawn.double()).mean(1)
+        torch.testing.assert_close(log_prob(s, step, drawn, expected.float()).double(), density, rtol=1e-4, atol=1e-4)
+        dt = sigma - following
+        assert s.spread[step].item() == pytest.approx(std / math.sqrt(dt), rel=1e-3)
+
+
+def test_cps_keeps_the_marginals_and_flow_sde_its_ode_limit() -> None:
+    """With the true velocity of a point picture at 0 (x = sigma * noise, v = noise), CPS lands on the next marginal exactly."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    s = make_schedule(scheduler, 10, 0.7, sampler="cps")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 1, 400, 400, generator=generator)
+    for t in range(9):
+        drawn = step_mean(s, t, s.sigma[t] * noise, noise) + s.std[t] * torch.randn(noise.shape, generator=generator)
+        assert drawn.std().item() == pytest.approx(s.sigma[t + 1].item(), rel=0.01)  # 160,000 values: six standard errors
+    ode, still = make_schedule(scheduler, 10, 0.0), make_schedule(scheduler, 10, 0.0, sampler="cps")
+    torch.testing.assert_close(still.coef_v, ode.coef_v)
+    torch.testing.assert_close(still.coef_x, ode.coef_x)
 
 
 def test_kl_has_no_dt_in_the_denominator() -> None:

@@ -1,4 +1,6 @@
-"""The denoising step as a policy: mean, standard deviation and log-probability of Flow-SDE (Flow-GRPO, arXiv 2505.05470).
+"""The denoising step as a policy: mean, standard deviation and log-probability.
+
+Two samplers: Flow-SDE (Flow-GRPO, arXiv 2505.05470) and CPS, which keeps the marginal's coefficients (arXiv 2509.05952).
 
 All step arithmetic is float32. Shapes: B batch, C latent channels, H W latent size, T denoising steps.
 """
@@ -14,7 +16,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 class Schedule:
     """Per-step coefficients, float32 [T]: `mean = x * coef_x + v * coef_v`, `x_next = mean + std * noise`.
 
-    `sigma` is the scheduler's (it equals the flow's time), `spread` is method.md's sigma_t, by which the KL is scaled.
+    `sigma` is the scheduler's (it equals the flow's time), `spread` is method.md's sigma_t, by which the KL is scaled:
+    std = spread * sqrt(-dt).
     A step with `std` 0 is the Euler ODE step.
     """
 
@@ -29,15 +32,24 @@ class Schedule:
 
 
 def make_schedule(
-    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, noise_level: float, noisy: range | None = None
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    steps: int,
+    noise_level: float,
+    noisy: range | None = None,
+    sampler: str = "flow_sde",
 ) -> Schedule:
     """The schedule of `steps` steps with noise level a on the steps in `noisy` (all by default); a = 0 is the ODE."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas.float()
-    sigma, dt = sigmas[:-1], sigmas[1:] - sigmas[:-1]
+    sigma, following, dt = sigmas[:-1], sigmas[1:], sigmas[1:] - sigmas[:-1]
     chosen = torch.zeros(steps, dtype=torch.bool)
     chosen[list(noisy if noisy is not None else range(steps))] = True
+    if sampler == "cps":
+        std = torch.where(chosen, following * math.sin(noise_level * math.pi / 2), 0.0)
+        kept = torch.sqrt(following**2 - std**2)  # of the predicted noise; std replaces the rest by fresh noise
+        spread, coef_x = std / torch.sqrt(-dt), 1 - following + kept
+        return Schedule(sigma, spread, std, coef_x, coef_v=(1 - sigma) * kept - sigma * (1 - following))
     at_one = torch.where(sigma == 1, sigmas[1], sigma)
     spread = torch.where(chosen, noise_level * torch.sqrt(sigma / (1 - at_one)), 0.0)
     return Schedule(
