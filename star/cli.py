@@ -26,6 +26,14 @@ def _quiet_libraries() -> None:
 def _prompts(args: argparse.Namespace) -> None:
     from star import prompts
 
+    if args.show_core:
+        from star.prompts.show import show
+
+        show(configuration.load(args.config, args.set).policy, args.show_core)
+        return
+    for option in ("task", "split", "out"):
+        if getattr(args, option) is None:
+            raise InputError(f"--{option}: say which, or use --show-core FILE")
     n = prompts.write(configuration.load(args.config, args.set), args.task, args.split, args.out)
     print(f"{n} prompts in {args.out}")
 
@@ -66,10 +74,14 @@ def _tables(args: argparse.Namespace) -> None:
 
 def _maps(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
-    from star.sampling.gallery import draw
+    from star.sampling import gallery
 
     settings = configuration.run_settings(config, args.task, args.method)
-    draw(settings, args.prompts, args.out, args.adapter, args.count, args.seed)
+    if args.localisation:
+        table = gallery.measure(settings, args.prompts, args.out, args.adapter, args.seed)
+        print(table.pivot(index="block", columns="step", values="gain").round(2).to_string())
+    else:
+        gallery.draw(settings, args.prompts, args.out, args.adapter, args.count, args.seed)
 
 
 def _log(args: argparse.Namespace) -> None:
@@ -116,10 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--method", required=task, help="a key of `methods:` (or base, where nothing is trained)")
         sub.add_argument("--seed", type=int, default=0)
 
-    s = stage("prompts", _prompts, "write the prompt records of a task")
-    s.add_argument("--task", choices=configuration.TASKS, required=True)
-    s.add_argument("--split", choices=("train", "test"), required=True)
-    s.add_argument("--out", type=Path, required=True)
+    s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
+    s.add_argument("--task", choices=configuration.TASKS)
+    s.add_argument("--split", choices=("train", "test"))
+    s.add_argument("--out", type=Path)
+    s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 
     s = stage("train", _train, "train one method on one task; goes on where a stopped run left off")
     run_of(s)
@@ -149,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--adapter", type=Path)
     s.add_argument("--count", type=int, default=6, help="number of prompts (default: %(default)s)")
+    s.add_argument("--localisation", action="store_true", help="measure every block against the true objects, do not draw")
 
     s = stage("log", _log, "mirror a run's files to MLflow")
     run_of(s, task=False)

@@ -16,6 +16,7 @@ from star.errors import InputError
 
 TASKS = ("geneval", "ocr", "pickscore")
 Task = Literal["geneval", "ocr", "pickscore"]
+Kind = Literal["object", "attribute", "count", "relation", "text"]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -49,8 +50,9 @@ class Policy(_Section):
 
 
 class Rollout(_Section):
-    """How training images are sampled: Flow-SDE with noise level a (method section 2)."""
+    """How training images are sampled: a stochastic sampler with noise level a (method section 2)."""
 
+    sampler: Literal["flow_sde", "cps"] = "flow_sde"
     steps: Positive = 10
     noise_level: float = Field(0.7, gt=0)
     groups: Positive = 48
@@ -71,6 +73,7 @@ class Training(_Section):
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     clip_range: float = Field(1e-4, gt=0)
+    location_clip_range: float = Field(1e-2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
     kl_beta: float = Field(0.04, ge=0)
     ema_decay: Fraction = 0.9
@@ -81,11 +84,24 @@ class Training(_Section):
 class Allocation(_Section):
     """The allocation map M (method section 3); `source: none` is the scalar objective."""
 
-    source: Literal["none", "attention", "random"] = "none"
+    source: Literal["none", "uniform", "attention", "random", "shuffled", "oracle"] = "none"
+    objective: Literal["weighted", "per_location"] = "weighted"
+    tokens: Literal["core", "all"] | Annotated[list[Kind], Field(min_length=1)] = "core"
     blocks: list[int] = []
+    heads: Annotated[list[int], Field(min_length=1)] | None = None
+    steps: Literal["each", "first", "last"] | Positive = "each"
     smoothing: float = Field(1.0, ge=0)
+    granularity: Literal["all"] | Positive = 1
     sharpness: float = Field(1.0, gt=0)
+    inverse: bool = False
     floor: Fraction = 0.2
+    normalisation: Literal["per_step", "per_trajectory"] = "per_step"
+
+    @model_validator(mode="after")
+    def _locations_need_a_map(self) -> "Allocation":
+        if self.objective == "per_location" and self.source == "none":
+            raise ValueError("objective: per_location needs a map; source: uniform is the map of ones")
+        return self
 
 
 class Evaluation(_Section):

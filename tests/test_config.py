@@ -51,6 +51,16 @@ def test_the_quick_configuration_changes_sizes_only():
     assert {k for k in full if not isinstance(full[k], dict) and full[k] != quick[k]} == {"experiment"}
 
 
+def test_the_ablation_is_the_miniature_with_more_methods_and_one_task():
+    full, ablation = (
+        yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("miniature", "ablation-miniature")
+    )
+    assert {k for k in full if full[k] != ablation[k]} == {"experiment", "tasks", "methods"}
+    assert full["methods"].items() <= ablation["methods"].items()
+    asked = "uniform shuffled static last_step first_step spatial_only spatio_temporal all_tokens inverse per_location oracle"
+    assert set(asked.split()) <= set(ablation["methods"])
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -64,6 +74,8 @@ def test_the_quick_configuration_changes_sizes_only():
         ("methods.base.training.epochs=3", "methods.base: `base` names the untrained model"),
         ("experiment=Mine", "experiment"),
         ("training", "--set training: write it as section.key=value"),
+        ("methods.it={allocation: {objective: per_location}}", "allocation: objective: per_location needs a map"),
+        ("methods.star.allocation.tokens=[]", "methods.star.allocation.tokens"),
         ("seeds.first=1", "--set seeds.first=1: `seeds` is not a section"),
     ],
 )

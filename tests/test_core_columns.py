@@ -1,11 +1,15 @@
 """Core spans to token columns with the real tokenizer classes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.allocation.core import core_columns, span_columns
+from star import cli
+from star.allocation.core import chosen_spans, core_columns, span_columns
 from star.miniature import base
 
 CLIP, T5 = base.clip_tokenizer(), base.t5_tokenizer()
@@ -76,3 +80,54 @@ def test_truncated_span_is_dropped_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="'ring' is cut away"):
         core = core_columns([(CLIP, 16)], [prompt], [[_span(prompt, "ring")]])
     assert core.weight_BK.sum() == 0
+
+
+def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
+    random_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prompt = 'a red ring and a sign that says "KAT"'
+    core = [_span(prompt, text) | {"kind": kind} for text, kind in (("red", "attribute"), ("ring", "object"), ("KAT", "text"))]
+    record = {"id": "x", "task": "ocr", "tag": "ocr", "prompt": prompt, "core": core, "metadata": {}}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(record))
+    override = ["--set", f"policy.model={random_base}"]
+    assert cli.main(["prompts", "--show-core", str(file), *override]) == 0
+    first, *encoders = capsys.readouterr().out.splitlines()
+    assert first == 'a [red|attribute] [ring|object] and a sign that says "[KAT|text]"'
+    assert [line.split()[0] for line in encoders] == ["clip-l", "clip-g", "t5"]
+    assert encoders[0].split(None, 1)[1] == "red = 2:red</w>; ring = 3:ring</w>; KAT = 10:k 11:a 12:t</w>"
+    assert cli.main(["prompts", "--task", "ocr", "--split", "test"]) == 2
+    assert "--out: say which, or use --show-core FILE" in capsys.readouterr().err
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from(["ring", "RING", "ring,", "(ring)", "rings", "ring-ring", "naïve", "字", "ring's"]),
+        min_size=1,
+        max_size=12,
+    ),
+    st.data(),
+)
+def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[str], data: st.DataObject) -> None:
+    """Columns of different words never meet, repeated or not, and all of them together are all that is no special token."""
+    prompt = " ".join(words)
+    starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+    for tokenizer in (CLIP, T5):
+        columns = [span_columns(tokenizer, prompt, s, s + len(w), 16) for s, w in zip(starts, words, strict=True)]
+        flat = [c for found in columns for c in found]
+        assert len(flat) == len(set(flat)) and flat == sorted(flat)
+        tokens = tokenizer(prompt, truncation=True, max_length=16)
+        special = tokenizer.get_special_tokens_mask(tokens.input_ids, already_has_special_tokens=True)
+        assert set(flat) <= {c for c, s in enumerate(special) if not s}
+
+
+def test_tokens_are_chosen_by_kind() -> None:
+    prompt = "a red ring"
+    core = [_span(prompt, "red") | {"kind": "attribute"}, _span(prompt, "ring")]
+    assert chosen_spans(prompt, core, "core") == core
+    assert chosen_spans(prompt, core, ["object", "text"]) == core[1:]
+    everything = core_columns([(CLIP, 16), (T5, 16)], [prompt], [chosen_spans(prompt, core, "all")])
+    used = everything.index_BK[0][everything.weight_BK[0] > 0].tolist()
+    assert used[:3] == [1, 2, 3] and min(used[3:]) == 16  # the words, not the start and end tokens
+    assert len(set(everything.weight_BK[0].tolist())) == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from star.config import Lora, Policy
+from star.config import Allocation, Lora, Policy
 from star.errors import InputError
 from star.policy.generator import Generator
 from star.policy.sde import make_schedule
@@ -87,4 +87,4 @@ def test_a_folder_that_is_no_pipeline_and_a_folder_that_is_no_adapter(random_bas
     with pytest.raises(InputError, match=r"pytorch_lora_weights\.safetensors"):
         Generator(_policy(random_base)).load_adapter(tmp_path)
     with pytest.raises(InputError, match=r"allocation\.blocks"):
-        Generator(_policy(random_base), [9])
+        Generator(_policy(random_base), Allocation(blocks=[9]))

@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from star import config as configuration
 from star import prompts
 from star.errors import InputError
+from star.miniature.regions import region
+from star.policy.generator import Generator
+from star.policy.sde import make_schedule
+from star.policy.seeding import noise
+from star.prompts import read
 from star.sampling import gallery, sample
 from star.sampling.gallery import draw
 
@@ -79,12 +86,38 @@ def test_gallery_draws_one_row_a_prompt(
 ) -> None:
     settings = configuration.run_settings(config, "geneval", "star")
     seen = []
-    monkeypatch.setattr(gallery, "allocation_map", lambda raw, **k: seen.append(raw) or raw.float().repeat(1, 1, 2, 2))
+    monkeypatch.setattr(
+        gallery, "allocation_map", lambda _, raw, *more: seen.append(raw) or raw.float().mean(2).repeat(1, 1, 2, 2)
+    )
     picture = draw(settings, records, tmp_path / "maps", None, 2, seed=0)
     assert Image.open(picture).size[0] > 800
     columns = settings.rollout.steps  # all steps but the last, whose noise is gone, and the picture
     assert (tmp_path / "maps/maps.svg").read_text().count("<image") == 2 * columns + 1  # and the colour bar
-    assert seen[0].shape == (2, settings.rollout.steps, 8, 8)
+    assert seen[0].shape == (2, settings.rollout.steps, len(settings.allocation.blocks), 8, 8)
     with pytest.raises(InputError, match=r"allocation\.blocks"):
         no_blocks = configuration.load(ROOT / "config/miniature.yaml", ["allocation.blocks=[]"])
         draw(configuration.run_settings(no_blocks, "geneval", "flow_grpo"), records, tmp_path, None, 2, seed=0)
+
+
+def test_localisation_is_measured_for_every_block_and_step(config: configuration.Config, records: Path, tmp_path: Path) -> None:
+    settings = configuration.run_settings(config, "geneval", "star")
+    table = gallery.measure(settings, records, tmp_path, None, seed=0)
+    assert len(table) == 4 * settings.rollout.steps and set(table["block"]) == {0, 1, 2, 3}
+    written = pd.read_csv(tmp_path / "localisation.csv")
+    pd.testing.assert_frame_equal(written, table)
+    # by hand, for one block: the same picture, its region, its raw attention
+    policy = Generator(settings.policy, settings.allocation.model_copy(update={"blocks": [2]}))
+    lines = read(records)
+    schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
+    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r["id"], 0) for r in lines])
+    trajectory = policy.sample(starts, policy.encode(lines), None, schedule, record=True)
+    gains = []
+    for picture, raw in zip(
+        policy.decode(trajectory.latents_BSCHW[:, -1]), trajectory.raw_BTOhw[:, 3, 0].double(), strict=True
+    ):
+        inside = region(picture).reshape(8, 8, 8, 8).mean((1, 3))
+        if inside.any():
+            gains.append((raw.numpy() * inside).sum() / raw.sum().item() / inside.mean())
+    row = table[(table["block"] == 2) & (table["step"] == 3)].iloc[0]
+    assert row["n"] == len(gains) > 0
+    assert row["gain"] == pytest.approx(np.mean(gains), rel=1e-3)

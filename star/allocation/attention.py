@@ -4,7 +4,8 @@
 calls a fused kernel which returns its log-sum-exp. The same kernel serves rollout and update, recording or not, so recording
 never changes the model's output. A recorded probability is exp(q . k / sqrt(d) - lse).
 
-Shapes: B batch, A heads, N image tokens, K padded core columns, L text columns, D head width. Source: ours (method section 3).
+Shapes: B batch, A heads, N image tokens, K padded core columns, L text columns, D head width, O recorded blocks.
+Source: ours (method section 3).
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
@@ -32,9 +34,13 @@ class CoreColumns:
 
 @dataclass
 class Recorder:
-    """What the processors of the chosen blocks write while `recording`: one raw map [B, N] a block."""
+    """What the processors of the chosen blocks write while `recording`: one raw map [B, N] a block.
+
+    A map is the mean over `heads`, by default over all.
+    """
 
     blocks: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
     core: CoreColumns | None = None
     maps: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -47,24 +53,38 @@ class Recorder:
         finally:
             self.core = None
 
-    def raw_map(self) -> torch.Tensor:
-        """Mean over the chosen blocks of what was recorded, float32 [B, N]."""
-        return torch.stack([self.maps[b] for b in self.blocks]).mean(0)
+    def raw_maps(self) -> torch.Tensor:
+        """What was recorded, in the order of `blocks`, float32 [B, O, N]."""
+        return torch.stack([self.maps[b] for b in self.blocks], 1)
 
 
-def fused_attention(q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and its log-sum-exp ([B, A, N], float32) from one fused, differentiable kernel."""
-    aten, kind = torch.ops.aten, v_BAND.dtype
-    with torch.autocast(q_BAND.device.type, enabled=False):
-        if q_BAND.device.type == "cpu":  # bfloat16 gradients of this kernel are ten times slower than float32 ones
+def fused_attention(
+    q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention and its log-sum-exp ([B, A, N], float32) from one fused, differentiable kernel.
+
+    On a device whose kernels keep the log-sum-exp to themselves it is None; `log_sum_exp` computes it when it is asked for.
+    """
+    aten, kind, device = torch.ops.aten, v_BAND.dtype, q_BAND.device.type
+    with torch.autocast(device, enabled=False):
+        if device == "cpu":  # bfloat16 gradients of this kernel are ten times slower than float32 ones
             q, k, v = q_BAND.float(), k_BAND.float(), v_BAND.float()
             out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        elif kind == torch.float32:
-            out, lse = aten._scaled_dot_product_efficient_attention(q_BAND, k_BAND, v_BAND, None, True)[:2]
+        elif device == "cuda":
+            q, k, v = q_BAND.to(kind), k_BAND.to(kind), v_BAND
+            if kind == torch.float32 or torch.cuda.get_device_capability(q.device) < (8, 0):
+                out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+            else:
+                out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
         else:
-            q, k = q_BAND.to(kind), k_BAND.to(kind)
-            out, lse = aten._scaled_dot_product_flash_attention(q, k, v_BAND)[:2]
-    return out.to(kind), lse[..., : q_BAND.shape[2]]
+            out, lse = F.scaled_dot_product_attention(q_BAND.to(kind), k_BAND.to(kind), v_BAND), None
+    return out.to(kind), None if lse is None else lse[..., : q_BAND.shape[2]]
+
+
+def log_sum_exp(q_BAND: torch.Tensor, k_BAND: torch.Tensor, rows: int = 512) -> torch.Tensor:
+    """Log-sum-exp of every query's logits over all keys, float32 [B, A, N], from blocks of `rows` queries."""
+    keys = k_BAND.float().transpose(-1, -2) * q_BAND.shape[-1] ** -0.5
+    return torch.cat([(block.float() @ keys).logsumexp(-1) for block in q_BAND.split(rows, 2)], 2)
 
 
 def core_probability(q_BAND: torch.Tensor, text_k_BALD: torch.Tensor, lse_BAN: torch.Tensor, core: CoreColumns) -> torch.Tensor:
@@ -98,26 +118,34 @@ class JointAttention:
 
         n, recorder = image.shape[1], self.recorder
         if recorder.core is not None and self.block in recorder.blocks:
-            b = len(recorder.core.index_BK)
             with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-                recorder.maps[self.block] = core_probability(
-                    q_BAND[-b:, :, :n], k_BAND[-b:, :, n:], lse_BAN[-b:, :, :n], recorder.core
-                )
+                recorder.maps[self.block] = self._record(q_BAND, k_BAND, lse_BAN, n)
         out = out_BAND.transpose(1, 2).flatten(2)
         image, text = out[:, :n], out[:, n:]
         image = attn.to_out[1](attn.to_out[0](image))
         return image, text if attn.context_pre_only else attn.to_add_out(text)
 
+    def _record(self, q_BAND: torch.Tensor, k_BAND: torch.Tensor, lse_BAN: torch.Tensor | None, n: int) -> torch.Tensor:
+        """The raw map of the recorded samples and heads; the first `n` tokens are the image's."""
+        core, heads = self.recorder.core, self.recorder.heads
+        b, a = len(core.index_BK), slice(None) if heads is None else list(heads)
+        q_BAND, k_BAND = q_BAND[-b:, a, :n], k_BAND[-b:, a]
+        lse_BAN = log_sum_exp(q_BAND, k_BAND) if lse_BAN is None else lse_BAN[-b:, a, :n]
+        return core_probability(q_BAND, k_BAND[:, :, n:], lse_BAN, core)
 
-def install(transformer: SD3Transformer2DModel, blocks: list[int]) -> Recorder:
-    """Route every joint attention through the fused kernel and return the recorder of the chosen blocks.
 
-    Raises ValueError when a block number is not one of the transformer's.
+def install(transformer: SD3Transformer2DModel, blocks: list[int], heads: list[int] | None = None) -> Recorder:
+    """Route every joint attention through the fused kernel and return the recorder of the chosen blocks and heads.
+
+    Raises ValueError when a block or head is not one of the transformer's.
     """
-    count = len(transformer.transformer_blocks)
-    if unknown := [b for b in blocks if not 0 <= b < count]:
-        raise ValueError(f"allocation.blocks: {unknown} not among this model's blocks 0..{count - 1}")
-    recorder = Recorder(tuple(blocks))
+    for name, chosen, count in (
+        ("blocks", blocks, len(transformer.transformer_blocks)),
+        ("heads", heads or [], transformer.config.num_attention_heads),
+    ):
+        if unknown := [i for i in chosen if not 0 <= i < count]:
+            raise ValueError(f"allocation.{name}: {unknown} not among this model's {name} 0..{count - 1}")
+    recorder = Recorder(tuple(blocks), None if heads is None else tuple(heads))
     for i, block in enumerate(transformer.transformer_blocks):
         block.attn.set_processor(JointAttention(i, recorder))
     return recorder

@@ -22,6 +22,15 @@ def span_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, start: int, en
     ]
 
 
+def chosen_spans(prompt: str, core: list[dict], tokens: str | list[str]) -> list[dict]:
+    """The spans whose attention counts: the `core` content, `all` of the prompt, or the core's spans of some kinds."""
+    if tokens == "core":
+        return core
+    if tokens == "all":
+        return [{"text": prompt, "start": 0, "end": len(prompt), "kind": "text"}] if prompt else []
+    return [span for span in core if span["kind"] in tokens]
+
+
 def core_columns(
     tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: list[str], cores: list[list[dict]]
 ) -> CoreColumns:

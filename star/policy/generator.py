@@ -6,7 +6,7 @@ Shapes: B batch, C latent channels, H W latent size, L text columns, E column wi
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from star.allocation.attention import CoreColumns, Recorder, install
-from star.allocation.core import core_columns
-from star.config import Policy
+from star.allocation.core import chosen_spans, core_columns
+from star.config import Allocation, Policy
 from star.errors import InputError
 from star.policy.sde import Schedule, log_prob, step_mean
 
@@ -93,17 +93,21 @@ class Generator:
     Raises InputError when the pipeline cannot be loaded, the device is missing or a block does not exist.
     """
 
-    def __init__(self, policy: Policy, blocks: list[int] = ()) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, allocation: Allocation | None = None) -> None:
+        self.policy, self.allocation = policy, allocation or Allocation()
         self.device = pick_device(policy.device)
         self.pipe = load_pipeline(policy)
         self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
         self.pipe.vae.requires_grad_(False).to(self.device).eval()
+        self.record_blocks(self.allocation.blocks)
+        self.dtype = DTYPES[policy.precision]
+
+    def record_blocks(self, blocks: Sequence[int]) -> None:
+        """Choose the blocks whose attention `sample` records. Raises InputError when one does not exist."""
         try:
-            self.recorder: Recorder = install(self.transformer, list(blocks))
+            self.recorder: Recorder = install(self.transformer, list(blocks), self.allocation.heads)
         except ValueError as error:
             raise InputError(str(error)) from None
-        self.dtype = DTYPES[policy.precision]
 
     # -- prompts ----------------------------------------------------------------------------------------------------
 
@@ -128,7 +132,9 @@ class Generator:
         tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
         if self.pipe.text_encoder_3 is not None:
             tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
-        core = core_columns(tokenizers, prompts, [r["core"] for r in records])
+        core = core_columns(
+            tokenizers, prompts, [chosen_spans(r["prompt"], r["core"], self.allocation.tokens) for r in records]
+        )
         return Encoded(columns, pooled, core.to(self.device))
 
     # -- the policy -------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ class Generator:
     ) -> torch.Tensor:
         """The velocity at noise level sigma, float32 [B, C, H, W], with guidance when `empty` is given.
 
-        With `record`, `self.recorder` afterwards holds the raw attention map of the conditional branch.
+        With `record`, `self.recorder` afterwards holds the raw attention maps of the conditional branch.
         """
         columns, pooled, x = prompt.columns_BLE, prompt.pooled_BP, x_BCHW
         if empty is not None:
@@ -194,7 +200,7 @@ class Generator:
             else:
                 log_probs.append(torch.zeros_like(mean[:, 0]))
             if record:
-                maps.append(self.recorder.raw_map().unflatten(-1, (side, side)).half())
+                maps.append(self.recorder.raw_maps().unflatten(-1, (side, side)).half())
             latents.append(x_next)
             x = x_next
         return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(maps, 1) if record else None)
@@ -255,8 +261,11 @@ class Generator:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A sampled batch: latents float32 [B, T+1, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, h, w]."""
+    """A sampled batch: latents float32 [B, T+1, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, O, h, w].
+
+    O counts the recorded blocks.
+    """
 
     latents_BSCHW: torch.Tensor
     log_prob_BTHW: torch.Tensor
-    raw_BThw: torch.Tensor | None
+    raw_BTOhw: torch.Tensor | None

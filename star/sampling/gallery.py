@@ -1,14 +1,18 @@
-"""`star maps`: allocation maps over the denoising steps, drawn on the pictures as they form. Source: ours."""
+"""`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
 import textwrap
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from star.allocation.maps import allocation_map
+from star.allocation.maps import allocation_map, localisation
 from star.config import RunSettings
 from star.errors import InputError
+from star.miniature.regions import region
 from star.policy.generator import Generator
 from star.policy.sde import make_schedule
 from star.policy.seeding import noise
@@ -41,24 +45,25 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     if not allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
     records = _spread(read(prompts), count)
-    generator = Generator(settings.policy, allocation.blocks)
+    generator = Generator(settings.policy, allocation)
     if adapter is not None:
         generator.load_adapter(adapter)
     schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
     shape = (1, *generator.latent_shape())
     starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
-    map_BTHW = allocation_map(
-        trajectory.raw_BThw, smoothing=allocation.smoothing, sharpness=allocation.sharpness, floor=allocation.floor
-    )
     latents = trajectory.latents_BSCHW
+    final = generator.decode(latents[:, -1])
+    covered = torch.from_numpy(np.stack([region(picture) for picture in final])).float()
+    region_Bhw = F.adaptive_avg_pool2d(covered, trajectory.raw_BTOhw.shape[-2:])
+    drawn_at = torch.Generator().manual_seed(seed)
+    map_BTHW = allocation_map(allocation, trajectory.raw_BTOhw, region_Bhw, range(steps), drawn_at)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
     for t in tqdm(used, desc="maps", disable=None):
         v = (latents[:, t + 1] - latents[:, t]) / schedule.coef_v[t]
         pictures.append(generator.decode(latents[:, t] - schedule.sigma[t] * v))
-    final = generator.decode(latents[:, -1])
 
     columns = len(used) + 1
     figure, axes = plt.subplots(
@@ -101,3 +106,40 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
         draft.replace(out / name)
     plt.close(figure)
     return out / "maps.png"
+
+
+def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, seed: int) -> pd.DataFrame:
+    """Localisation gain of every block at every step over all prompts of a file; written to `out`/localisation.csv.
+
+    One ODE sample a prompt. Columns: block, step, sigma, gain (see `star.allocation.maps.localisation`), n. Raises InputError
+    as `draw` does, and outside the miniature, whose objects alone are known.
+    """
+    if settings.prompts.world != "miniature":
+        raise InputError("--localisation: only the `miniature` world knows the true objects")
+    records, steps = read(prompts), settings.rollout.steps
+    generator = Generator(settings.policy, settings.allocation)
+    every = generator.transformer.config.num_layers
+    generator.record_blocks(range(every))
+    if adapter is not None:
+        generator.load_adapter(adapter)
+    schedule, empty = make_schedule(generator.pipe.scheduler, steps, 0.0), generator.empty_prompt()
+    shape = (1, *generator.latent_shape())
+    raw, regions = [], []
+    for start in tqdm(range(0, len(records), settings.evaluation.batch), desc="localisation", disable=None):
+        batch = records[start : start + settings.evaluation.batch]
+        starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in batch])
+        trajectory = generator.sample(starts, generator.encode(batch), empty, schedule, record=True)
+        raw.append(trajectory.raw_BTOhw)
+        covered = np.stack([region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])])
+        regions.append(F.adaptive_avg_pool2d(torch.from_numpy(covered).float(), raw[-1].shape[-2:]))
+    raw_BTOhw, region_Bhw = torch.cat(raw), torch.cat(regions)
+    n = int((region_Bhw.mean((-1, -2)) > 0).sum())
+    table = pd.DataFrame(
+        {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
+        for block in range(every)
+        for t, gain in enumerate(localisation(raw_BTOhw[:, :, block], region_Bhw).tolist())
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / ".localisation.csv", index=False)
+    (out / ".localisation.csv").replace(out / "localisation.csv")
+    return table

@@ -1,13 +1,15 @@
 """One epoch's rollouts: prompts drawn, images sampled with noise, rewards computed beside the sampling.
 
-Shapes: B rollouts of the epoch, T steps, C H W latents, h w token grid.
+Shapes: B rollouts of the epoch, T steps, O recorded blocks, C H W latents, h w token grid.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from star.config import Rollout
 from star.policy.generator import Encoded, Generator, Trajectory
@@ -18,22 +20,33 @@ from star.scoring.pool import RewardPool
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The epoch: trajectories on the CPU in the order of `prompt_B` (index into the epoch's prompts)."""
+    """The epoch: trajectories on the CPU in the order of `prompt_B` (index into the epoch's prompts).
+
+    `region_Bhw` is the share of every token that the picture's true objects cover, where the world can tell.
+    """
 
     latents_BSCHW: torch.Tensor
     log_prob_BTHW: torch.Tensor
-    raw_BThw: torch.Tensor | None
+    raw_BTOhw: torch.Tensor | None
+    region_Bhw: torch.Tensor | None
     prompt_B: np.ndarray
     reward_B: np.ndarray
     seconds_rollout: float
     seconds_reward: float
 
 
+def last_trained(rollout: Rollout) -> int:
+    """One more than the last step that may be trained."""
+    whole = int(rollout.steps * rollout.trained_fraction)
+    return whole if rollout.window is None or rollout.window_range is None else rollout.window_range[1]
+
+
 def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
     """The steps that are noisy and trained this epoch: all but the last share, or a window drawn for the epoch."""
+    last = last_trained(rollout)
     if rollout.window is None:
-        return range(int(rollout.steps * rollout.trained_fraction))
-    first, last = rollout.window_range or (0, int(rollout.steps * rollout.trained_fraction))
+        return range(last)
+    first = 0 if rollout.window_range is None else rollout.window_range[0]
     start = torch.randint(first, last - rollout.window + 1, (), generator=generator("window", seed, epoch))
     return range(int(start), int(start) + rollout.window)
 
@@ -41,7 +54,7 @@ def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
 def epoch_schedule(policy: Generator, rollout: Rollout, steps: range) -> Schedule:
     """Noise on every step, or only on the window's."""
     noisy = None if rollout.window is None else steps
-    return make_schedule(policy.pipe.scheduler, rollout.steps, rollout.noise_level, noisy)
+    return make_schedule(policy.pipe.scheduler, rollout.steps, rollout.noise_level, noisy, rollout.sampler)
 
 
 def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
@@ -61,16 +74,18 @@ def sample_epoch(
     seed: int,
     epoch: int,
     record_maps: bool,
+    region: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Rollouts:
     """Sample `group_size` images of each of the epoch's prompts and reward them.
 
-    `records[i]` has index `ids[i]` in the training set, which names its noise.
+    `records[i]` has index `ids[i]` in the training set, which names its noise. `region` gives the true mask of a picture's
+    objects, bool [height, width].
     """
     began = time.perf_counter()
     prompt_B = np.repeat(np.arange(len(records)), rollout.group_size)
     shape = (rollout.steps + 1, *policy.latent_shape())
     parts: list[Trajectory] = []
-    rewards = []
+    rewards, regions = [], []
     for start in range(0, len(prompt_B), rollout.batch):
         members = range(start, start + rollout.batch)
         rows = prompt_B[start : start + rollout.batch]
@@ -80,6 +95,9 @@ def sample_epoch(
         batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(rows)], empty, schedule, record_maps)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
         rewards.append(pool.submit(pictures, [records[p] for p in rows]))
+        if region is not None and record_maps:
+            covered = torch.from_numpy(np.stack([region(picture) for picture in pictures])).float()
+            regions.append(F.adaptive_avg_pool2d(covered, batch.raw_BTOhw.shape[-2:]))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
     reward_B = np.concatenate([future.result()[0] for future in rewards])
@@ -87,7 +105,8 @@ def sample_epoch(
     return Rollouts(
         torch.cat([p.latents_BSCHW for p in parts]),
         torch.cat([p.log_prob_BTHW for p in parts]),
-        torch.cat([p.raw_BThw for p in parts]) if record_maps else None,
+        torch.cat([p.raw_BTOhw for p in parts]) if record_maps else None,
+        torch.cat(regions) if regions else None,
         prompt_B,
         reward_B,
         seconds_rollout=sampled - began,

@@ -1,6 +1,7 @@
 """The training loop: rollout, reward, advantage, allocation, update; metrics.jsonl, checkpoints, resume."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -9,15 +10,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from star.allocation.maps import allocation_map, effective_area, entropy, random_map
+from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings
 from star.errors import InputError
+from star.miniature.regions import region
 from star.policy.generator import Generator, weights_digest
 from star.policy.seeding import generator
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.advantages import group_advantages
-from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
+from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, last_trained, sample_epoch, trained_steps
 from star.training.update import update_policy
 
 
@@ -34,16 +36,36 @@ def check(settings: RunSettings, records: list[dict]) -> None:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
     if settings.allocation.source != "none" and not settings.allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    if settings.allocation.source == "oracle" and settings.prompts.world != "miniature":
+        raise InputError("allocation.source: oracle needs a world that knows the true objects; only `miniature` does")
+    if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
+        raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
 
 
-def make_maps(allocation: Allocation, rollouts: Rollouts, seed: int, epoch: int) -> torch.Tensor | None:
-    """The epoch's allocation maps [B, T, H, W], or None for the scalar objective."""
+def make_maps(allocation: Allocation, rollouts: Rollouts, steps: range, seed: int, epoch: int) -> torch.Tensor | None:
+    """The epoch's allocation maps of the trained steps [B, len(steps), H, W], or None for the scalar objective."""
     if allocation.source == "none":
         return None
-    raw = rollouts.raw_BThw
-    if allocation.source == "random":
-        raw = random_map(raw, generator("random map", seed, epoch))
-    return allocation_map(raw, smoothing=allocation.smoothing, sharpness=allocation.sharpness, floor=allocation.floor)
+    noise = generator("random map", seed, epoch)
+    return allocation_map(allocation, rollouts.raw_BTOhw, rollouts.region_Bhw, steps, noise)
+
+
+def map_diagnostics(map_BTHW: torch.Tensor | None, rollouts: Rollouts, blocks: list[int]) -> dict:
+    """What metrics.jsonl says of an epoch's maps; nothing for the scalar objective.
+
+    Where the true objects are known: the localisation gain of the weights, and of the raw attention by block and step.
+    """
+    if map_BTHW is None:
+        return {}
+    found = {"map_entropy": entropy(map_BTHW), "map_effective_area": effective_area(map_BTHW), "map_drift": drift(map_BTHW)}
+    if rollouts.region_Bhw is not None:
+        token_BThw = map_BTHW[..., ::2, ::2]
+        gains = {"map_localisation": localisation(token_BThw, rollouts.region_Bhw).mean().item()}
+        for o, block in enumerate(blocks):
+            for t, gain in enumerate(localisation(rollouts.raw_BTOhw[:, :, o], rollouts.region_Bhw).tolist()):
+                gains[f"localisation_block{block}_step{t}"] = gain
+        found |= {name: gain if math.isfinite(gain) else None for name, gain in gains.items()}  # no objects in any picture
+    return found
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -70,7 +92,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     found = checkpoint.newest(out / "checkpoints", digest, settings.training.epochs, start_over)
     rollout, training, allocation = settings.rollout, settings.training, settings.allocation
     record_maps = allocation.source != "none"
-    policy = Generator(settings.policy, allocation.blocks if record_maps else [])
+    policy = Generator(settings.policy, allocation if record_maps else None)
     parameters = policy.add_adapter(seed)
     optimizer = torch.optim.AdamW(
         parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
@@ -83,6 +105,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     _keep_rows(metrics, done)
 
     empty = policy.empty_prompt()
+    true_region = region if settings.prompts.world == "miniature" else None
     bar = tqdm(
         range(done + 1, training.epochs + 1),
         initial=done,
@@ -98,14 +121,17 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
             prompts = policy.encode(chosen)
             steps = trained_steps(rollout, seed, epoch)
             schedule = epoch_schedule(policy, rollout, steps)
-            rollouts = sample_epoch(policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps)
+            rollouts = sample_epoch(
+                policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps, true_region
+            )
             began = time.perf_counter()
             advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
-            map_BTHW = make_maps(allocation, rollouts, seed, epoch)
+            map_BTHW = make_maps(allocation, rollouts, steps, seed, epoch)
             mapped = time.perf_counter()
             row = update_policy(
                 policy,
                 training,
+                allocation.objective,
                 schedule,
                 steps,
                 rollouts,
@@ -128,8 +154,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
                 "reward_std": reward_B.std(),
                 "zero_advantage_share": float((advantage_B == 0).mean()),
                 "images": len(reward_B),
-                "map_entropy": None if map_BTHW is None else entropy(map_BTHW),
-                "map_effective_area": None if map_BTHW is None else effective_area(map_BTHW),
+                **map_diagnostics(map_BTHW, rollouts, allocation.blocks),
                 "seconds_rollout": rollouts.seconds_rollout,
                 "seconds_reward": rollouts.seconds_reward,
                 "seconds_maps": mapped - began,
