@@ -58,6 +58,7 @@ class Rollout(_Section):
     groups: Positive = 48
     group_size: int = Field(24, ge=2)
     batch: Positive = 24
+    same_start: bool = False
     trained_fraction: float = Field(0.99, gt=0, le=1)
     window: Positive | None = None
     window_range: tuple[int, int] | None = None

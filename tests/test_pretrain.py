@@ -13,7 +13,7 @@ from torch import distributed
 from star.miniature import base, pretrain
 from star.miniature.captions import TEST_PROMPTS, caption, misread, split
 
-RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1)
+RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1, word_noise_from=3)
 
 
 def test_vocabulary_is_the_same_at_every_call_and_words_are_single_tokens() -> None:
@@ -39,7 +39,7 @@ def test_captions_are_encoded_as_the_pipeline_does() -> None:
     torch.testing.assert_close(pooled, expected_pooled)
 
 
-def test_no_test_word_is_drawn_and_the_stated_share_of_captions_is_wrong() -> None:
+def test_no_test_word_is_captioned_and_the_stated_share_of_captions_is_wrong() -> None:
     recipe = pretrain.Recipe(images=1500)
     _, texts = pretrain.corpus(recipe)
     held_out = {d["text"] for d in split("ocr", TEST_PROMPTS["ocr"]["ocr"])[1]}
@@ -49,7 +49,17 @@ def test_no_test_word_is_drawn_and_the_stated_share_of_captions_is_wrong() -> No
         for d in split(tag, 0)[0][:40]:
             wrong = misread(d, rng)
             assert wrong["tag"] == tag
-            assert caption(wrong) != caption(d) or tag == "ocr"  # another word may be the same word, once in 1728
+            assert caption(wrong) != caption(d) or tag == "ocr"  # another word may be the same word, once in 512
+
+
+def test_later_lettered_captions_name_another_training_word_as_often_as_stated() -> None:
+    recipe = pretrain.Recipe()
+    texts = ['a sign that says "ACE"', "a red circle"] * 2000
+    changed = pretrain.misspelled(texts, recipe)
+    held_out = {d["text"] for d in split("ocr", TEST_PROMPTS["ocr"]["ocr"])[1]}
+    words = [t.split('"')[1] for t in changed[::2]]
+    assert changed[1::2] == texts[1::2] and not held_out & set(words)
+    assert np.mean([w != "ACE" for w in words]) == pytest.approx(recipe.word_noise, abs=0.035)  # three standard errors
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

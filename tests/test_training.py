@@ -138,6 +138,19 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
     assert (split.prompt_B == whole.prompt_B).all()
 
 
+def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
+    config = _config(random_base)
+    records = prompts.records(config, "pickscore", "train")
+    rollout = config.rollout.model_copy(update={"same_start": True})
+    policy, ids = Generator(config.policy), [5, 3]
+    chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
+    with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
+        found = sample_epoch(policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, 0, 1, False, None)
+    start, following = found.latents_BSCHW[:, 0], found.latents_BSCHW[:, 1]
+    assert torch.equal(start[:1].expand(4, -1, -1, -1), start[:4]) and torch.equal(start[4:5].expand(4, -1, -1, -1), start[4:])
+    assert not torch.equal(start[0], start[4]) and not torch.equal(following[0], following[1])
+
+
 def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(_config(random_base).model_dump(mode="json")))

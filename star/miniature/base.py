@@ -27,7 +27,7 @@ WIDTH, HEADS, LAYERS, LATENT_CHANNELS = 128, 4, 4, 8
 _TEXT_WIDTH = 64
 WORDS = sorted(
     {"photo", "of", "and", "left", "right", "above", "below", "on", "dark", "light", "background"}
-    | {"that", "says", "with", "the", "word", *SHAPES, *map(plural, SHAPES), *COLORS, *CARRIERS, *NUMBERS[1:]}
+    | {"that", "says", "reads", *SHAPES, *map(plural, SHAPES), *COLORS, *CARRIERS, *NUMBERS[1:]}
 )
 
 

@@ -76,7 +76,7 @@ def descriptions(tag: str) -> Iterator[dict]:
             yield {"tag": tag, "include": [_item(a, color=c1), _item(b, color=c2)]}
     elif tag == "ocr":
         words = map("".join, itertools.product(LETTERS, repeat=3))
-        for word, carrier, phrase in itertools.product(words, CARRIERS, ("that says", "with the word")):
+        for word, carrier, phrase in itertools.product(words, CARRIERS, ("that says", "that reads")):
             yield {"tag": tag, "text": word, "carrier": carrier, "phrase": phrase}
     elif tag == "free":
         grounds = ({}, {"background": "dark"}, {"background": "light"})

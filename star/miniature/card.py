@@ -63,7 +63,9 @@ Rows of two: prompts of geneval, ocr and pickscore.
 {recipe["images"]} rendered scenes (star/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_noise"]:.0%} of the captions describe a scene that
 differs from the picture in one thing (for lettered plates: another word), as web captions do: the base knows every concept and
 follows the caption only mostly, which leaves post-training something to mend. {recipe["caption_dropout"]:.0%} of the captions are dropped in training.
-The words of the OCR test prompts are never drawn.
+From step {recipe["word_noise_from"]}
+on another {recipe["word_noise"]:.0%} of the lettered captions name another word, else nothing were left to learn there. The words of the OCR test
+prompts are in no caption.
 
 ## Training
 | part | steps | batch | hours on 2 cores (CPU, bfloat16 autocast) | result |
@@ -71,11 +73,9 @@ The words of the OCR test prompts are never drawn.
 | autoencoder | {recipe["autoencoder_steps"]} | {recipe["autoencoder_batch"]} | {training["autoencoder_hours"]:.2f} | mean squared error {training["autoencoder_mse"]:.4f} (pixels in -1..1) |
 | transformer and text encoders | {losses[-1][0]} of {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
 
-Optimizer: Muon on the blocks' matrices, AdamW on the rest, learning rate {recipe["lr"]}, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
-Hours were measured while other work shared the machine. The embedded run was stopped before its last step, when the time was up, and its
-average taken. Before that it was interrupted three times: at step 2500 the rate of Muon
-was raised (the recipe says so), and until step 3500 its CLIP vocabulary was not the one that is saved (a bug, mended since: the
-vocabulary was spelled anew at every start), so its CLIP embeddings were learned from there on. A run from nothing has neither.
+Optimizer: Muon (rate {recipe["muon_lr"]}) on the blocks' matrices, AdamW (rate {recipe["lr"]}) on the rest, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
+Noise levels: logit normal, mean {recipe["sigma_mean"]}, standard deviation {recipe["sigma_std"]}. The last {recipe["guidance_share"]:.0%} of the steps train towards the velocity that guidance
+{recipe["guidance"]} would give (model guidance, arXiv 2502.12154; lettered captions excepted), so the base needs none.
 
 | step | {" | ".join(str(step) for step, _ in picked)} |
 |---|{"---|" * len(picked)}

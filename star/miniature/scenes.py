@@ -27,7 +27,8 @@ CARRIERS = {  # plate, ink
     "board": (((55, 60, 65)), (245, 245, 245)),
     "card": ((245, 225, 150), (30, 30, 60)),
 }
-LETTERS = "ACEHKLNPTUXY"  # no look-alikes: O/0, I/1/L are told apart by the recogniser only in context
+LETTERS = "ACELPTUX"  # no look-alikes: O/0 or I/1 are told apart by a recogniser only in context
+PLATE = (28.0, 16.0)  # half width and half height, in pixels
 _SUPERSAMPLE = 4
 _AXIS_OF = {"left of": "row", "right of": "row", "above": "column", "below": "column"}
 
@@ -123,7 +124,7 @@ def _font() -> ImageFont.FreeTypeFont:
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSansMono-Bold.ttf")
-    return ImageFont.truetype(path, 23 * _SUPERSAMPLE)
+    return ImageFont.truetype(path, 27 * _SUPERSAMPLE)
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -137,7 +138,7 @@ def render(scene: Scene) -> np.ndarray:
     if scene.text is not None:
         plate, ink = CARRIERS[scene.carrier]
         x, y = (v * s for v in scene.text_xy)
-        w, h = 27 * s, 15 * s
+        w, h = PLATE[0] * s, PLATE[1] * s
         draw.rounded_rectangle((x - w, y - h, x + w, y + h), radius=4 * s, fill=plate, outline=(90, 90, 90), width=s)
         draw.text((x, y), scene.text, font=_font(), fill=ink, anchor="mm")
     return np.asarray(canvas.reduce(s))
@@ -154,5 +155,5 @@ def masks(scene: Scene) -> np.ndarray:
     if scene.text is not None:
         x, y = scene.text_xy
         ys, xs = np.mgrid[:SIZE, :SIZE] + 0.5
-        found.append((abs(xs - x) <= 27) & (abs(ys - y) <= 15))
+        found.append((abs(xs - x) <= PLATE[0]) & (abs(ys - y) <= PLATE[1]))
     return np.stack(found)

@@ -92,6 +92,9 @@ def sample_epoch(
         noises = [
             noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size) for b, p in zip(members, rows, strict=True)
         ]
+        if rollout.same_start:
+            for one, p in zip(noises, rows, strict=True):
+                one[0] = noise(shape[1:], "start", seed, epoch, ids[p])
         batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(rows)], empty, schedule, record_maps)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
         rewards.append(pool.submit(pictures, [records[p] for p in rows]))
