@@ -1,6 +1,5 @@
 """The base's recipe: its captions, its text path against diffusers', and an interrupted run."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import distributed
 from star.miniature import base, pretrain
 from star.miniature.captions import TEST_PROMPTS, caption, misread, split
 
-RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1, word_noise_from=3)
+RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1, word_noise_from=3, loosening_steps=1)
 
 
 def test_vocabulary_is_the_same_at_every_call_and_words_are_single_tokens() -> None:
@@ -102,8 +101,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
         assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
 
 
-def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
-    recipe = dataclasses.asdict(pretrain.Recipe())
-    keys = ("steps", "warmup", "decay_share")
-    rates = [pretrain._schedule(s, *(recipe[k] for k in keys)) for s in (0, 299, 5000, recipe["steps"])]
-    assert rates == [1 / 300, 1.0, 1.0, 0.0]
+def test_schedule_warms_up_stays_ends_at_zero_and_loosens() -> None:
+    recipe = pretrain.Recipe(steps=1000, warmup=100, decay_share=0.2, loosening_steps=10, loosening_rate=0.5)
+    rates = {0: 0.01, 99: 1.0, 800: 1.0, 900: 0.5, 999: 0.005, 1000: 0.5, 1005: 0.25, 1010: 0.0}
+    assert {step: pretrain._schedule(step, recipe) for step in rates} == pytest.approx(rates)

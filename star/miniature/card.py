@@ -71,11 +71,13 @@ prompts are in no caption.
 | part | steps | batch | hours on 2 cores (CPU, bfloat16 autocast) | result |
 |---|---|---|---|---|
 | autoencoder | {recipe["autoencoder_steps"]} | {recipe["autoencoder_batch"]} | {training["autoencoder_hours"]:.2f} | mean squared error {training["autoencoder_mse"]:.4f} (pixels in -1..1) |
-| transformer and text encoders | {losses[-1][0]} of {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
+| transformer and text encoders | {recipe["steps"]} + {recipe["loosening_steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
 
 Optimizer: Muon (rate {recipe["muon_lr"]}) on the blocks' matrices, AdamW (rate {recipe["lr"]}) on the rest, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
 Noise levels: logit normal, mean {recipe["sigma_mean"]}, standard deviation {recipe["sigma_std"]}. The last {recipe["guidance_share"]:.0%} of the steps train towards the velocity that guidance
-{recipe["guidance"]} would give (model guidance, arXiv 2502.12154; lettered captions excepted), so the base needs none.
+{recipe["guidance"]} would give (model guidance, arXiv 2502.12154; lettered captions excepted), so the base
+needs none; {recipe["loosening_steps"]} more, at {recipe["loosening_rate"]:.0%} of the rates falling to zero, train towards the plain velocity again: pictures stay clean, captions are followed less,
+which is what post-training can mend.
 
 | step | {" | ".join(str(step) for step, _ in picked)} |
 |---|{"---|" * len(picked)}

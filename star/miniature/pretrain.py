@@ -11,6 +11,7 @@ Shapes: B batch, C latent channels, H W latent size, L caption columns.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -63,6 +64,9 @@ class Recipe:
     warmup: int = 300
     decay_share: float = 0.25
     ema: float = 0.999
+    loosening_steps: int = 400  # after `steps`, without guidance: pictures stay clean, captions are followed less
+    loosening_rate: float = 0.15  # of the learning rates, falling to zero
+    loosening_ema: float = 0.99
     save_every: int = 250
 
 
@@ -89,9 +93,11 @@ def misspelled(texts: list[str], recipe: Recipe) -> list[str]:
     ]
 
 
-def _schedule(step: int, steps: int, warmup: int, decay_share: float) -> float:
-    """Warm up, stay, then fall linearly to zero over the last `decay_share`."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
+def _schedule(step: int, recipe: Recipe) -> float:
+    """Warm up, stay, fall linearly to zero over the last `decay_share`; loosening starts lower and falls to zero again."""
+    if step >= recipe.steps:
+        return recipe.loosening_rate * (recipe.steps + recipe.loosening_steps - step) / recipe.loosening_steps
+    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.decay_share * recipe.steps))
 
 
 def _pixels(pictures: np.ndarray) -> torch.Tensor:
@@ -190,6 +196,7 @@ def train_transformer(
     scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
 
     start, losses, seconds = 0, [], 0.0
+    total = recipe.steps + recipe.loosening_steps
     if (state / "progress.json").exists():
         progress = json.loads((state / "progress.json").read_text())
         start, losses, seconds = progress["step"], progress["losses"], progress["seconds"]
@@ -223,9 +230,8 @@ def train_transformer(
         )[0]
 
     mine = slice(rank, None, recipe.processes)
-    bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15, disable=rank > 0
-    )
+    bar = tqdm(range(start, total), initial=start, total=total, desc="flow matching", mininterval=15, disable=rank > 0)
+    guided = range(math.ceil((1 - recipe.guidance_share) * recipe.steps), recipe.steps)
     window, parent = [], os.getppid()
     for step in bar:
         if os.getppid() != parent:
@@ -245,7 +251,7 @@ def train_transformer(
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v_BCHW = velocity(x_BCHW, sigma_B, clip_BL, t5_BL)
-            if step >= (1 - recipe.guidance_share) * recipe.steps:
+            if step in guided:
                 with torch.no_grad():
                     v0_BCHW = velocity(x_BCHW, sigma_B, clip_none.expand_as(clip_BL), t5_none.expand_as(t5_BL))
                 share_B = torch.where(lettered[rows][mine], 0.0, 1 - 1 / recipe.guidance)
@@ -259,12 +265,12 @@ def train_transformer(
         for p, grad in zip(named.values(), shared[:-1].split([p.numel() for p in named.values()]), strict=True):
             p.grad.copy_(grad.view_as(p))
         nn.utils.clip_grad_norm_(named.values(), 1.0)
-        factor = _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
+        factor = _schedule(step, recipe)
         for optimizer, rate in zip(optimizers, (recipe.muon_lr, recipe.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
-        decay = min(recipe.ema, (1 + step) / (10 + step))
+        decay = min(recipe.ema if step < recipe.steps else recipe.loosening_ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
         window.append(shared[-1].item())
@@ -273,7 +279,7 @@ def train_transformer(
             losses.append([step + 1, float(np.mean(window[-100:]))])
             window = window[-100:]
             bar.set_postfix(loss=losses[-1][1], refresh=False)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % recipe.save_every == 0 or step + 1 == total:
             optimizers[0].consolidate_state_dict()
             if rank == 0:
                 save(step + 1)
