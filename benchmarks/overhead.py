@@ -7,7 +7,6 @@ of peak memory (each method alone in a fresh process, or CUDA's own counter). Re
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -22,9 +21,8 @@ from star.cli import _quiet_libraries
 from star.miniature.regions import region
 from star.policy.generator import Generator
 from star.scoring.pool import RewardPool
-from star.training.advantages import group_advantages
 from star.training.rollout import draw_prompts, epoch_schedule, sample_epoch, trained_steps
-from star.training.trainer import make_maps, map_diagnostics
+from star.training.trainer import make_maps, map_diagnostics, peak_memory
 from star.training.update import update_policy
 
 METHODS = ("flow_grpo", "star")
@@ -38,8 +36,9 @@ class Run:
         self.records = prompts.records(config, "geneval", "train")
         self.maps = self.settings.allocation.source != "none"
         self.policy = Generator(self.settings.policy, self.settings.allocation if self.maps else None)
-        self.parameters = self.policy.add_adapter(0)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)  # so small that both methods keep doing the same work
+        self.optimizer = torch.optim.AdamW(
+            self.policy.add_adapter(0), lr=1e-5
+        )  # so small that both methods keep doing the same work
         self.empty = self.policy.empty_prompt()
 
     def epoch(self, epoch: int, pool: RewardPool) -> dict[str, float]:
@@ -52,7 +51,6 @@ class Run:
         rollouts = sample_epoch(policy, rollout, schedule, chosen, ids, encoded, self.empty, pool, 0, epoch, self.maps, region)
         sampled = time.perf_counter()
         advantage_B = np.random.default_rng(epoch).normal(size=len(rollouts.reward_B))  # no rollout dropped: equal work
-        group_advantages(rollouts.reward_B, rollouts.prompt_B, 5.0)
         map_BTHW = make_maps(settings.allocation, rollouts, steps, 0, epoch)
         map_diagnostics(map_BTHW, rollouts, settings.allocation.blocks)
         mapped = time.perf_counter()
@@ -76,13 +74,6 @@ class Run:
         )
         done = time.perf_counter()
         return {"rollout": sampled - began, "maps": mapped - sampled, "update": done - mapped, "epoch": done - began}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes; of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

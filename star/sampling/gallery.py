@@ -3,16 +3,14 @@
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from star.allocation.maps import allocation_map, localisation
 from star.config import RunSettings
 from star.errors import InputError
-from star.miniature.regions import region
+from star.miniature.regions import region, token_shares
 from star.policy.generator import Generator
 from star.policy.sde import make_schedule
 from star.policy.seeding import noise
@@ -54,8 +52,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
     latents = trajectory.latents_BSCHW
     final = generator.decode(latents[:, -1])
-    covered = torch.from_numpy(np.stack([region(picture) for picture in final])).float()
-    region_Bhw = F.adaptive_avg_pool2d(covered, trajectory.raw_BTOhw.shape[-2:])
+    region_Bhw = token_shares([region(picture) for picture in final], trajectory.raw_BTOhw.shape[-2:])
     drawn_at = torch.Generator().manual_seed(seed)
     map_BTHW = allocation_map(allocation, trajectory.raw_BTOhw, region_Bhw, range(steps), drawn_at)
 
@@ -130,8 +127,8 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
         starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in batch])
         trajectory = generator.sample(starts, generator.encode(batch), empty, schedule, record=True)
         raw.append(trajectory.raw_BTOhw)
-        covered = np.stack([region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])])
-        regions.append(F.adaptive_avg_pool2d(torch.from_numpy(covered).float(), raw[-1].shape[-2:]))
+        found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
+        regions.append(token_shares(found, raw[-1].shape[-2:]))
     raw_BTOhw, region_Bhw = torch.cat(raw), torch.cat(regions)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from star.config import Rollout
+from star.miniature.regions import token_shares
 from star.policy.generator import Encoded, Generator, Trajectory
 from star.policy.sde import Schedule, make_schedule
 from star.policy.seeding import generator, noise
@@ -99,8 +99,7 @@ def sample_epoch(
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
         rewards.append(pool.submit(pictures, [records[p] for p in rows]))
         if region is not None and record_maps:
-            covered = torch.from_numpy(np.stack([region(picture) for picture in pictures])).float()
-            regions.append(F.adaptive_avg_pool2d(covered, batch.raw_BTOhw.shape[-2:]))
+            regions.append(token_shares([region(picture) for picture in pictures], batch.raw_BTOhw.shape[-2:]))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
     reward_B = np.concatenate([future.result()[0] for future in rewards])

@@ -68,7 +68,7 @@ def map_diagnostics(map_BTHW: torch.Tensor | None, rollouts: Rollouts, blocks: l
     return found
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Peak memory of this process on its device, bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -159,7 +159,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
                 "seconds_reward": rollouts.seconds_reward,
                 "seconds_maps": mapped - began,
                 "seconds_update": time.perf_counter() - mapped,
-                "peak_memory_bytes": _peak_memory(policy.device),
+                "peak_memory_bytes": peak_memory(policy.device),
             }
             with metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
