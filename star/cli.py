@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
     s.add_argument("--task", choices=configuration.TASKS)
-    s.add_argument("--split", choices=("train", "test"))
+    s.add_argument("--split", choices=("train", "validation", "test"))
     s.add_argument("--out", type=Path)
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 

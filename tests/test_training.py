@@ -109,6 +109,14 @@ def test_allocation_changes_the_update_and_not_the_first_rollouts(
     assert all(rows[0][f"localisation_block{block}_step{t}"] > 0 for block in (1, 3) for t in range(3))
 
 
+@pytest.mark.parametrize("method", ["star", "random"])
+def test_two_runs_give_the_same_numbers(random_base: Path, tmp_path: Path, method: str) -> None:
+    first, second = (_train(random_base, tmp_path / name, method, "training.epochs=2") for name in ("first", "second"))
+    assert _numbers(first) == _numbers(second)
+    for name, tensor in _adapter(tmp_path / "first", 2).items():
+        assert torch.equal(tensor, _adapter(tmp_path / "second", 2)[name]), name
+
+
 def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: Path, tmp_path: Path) -> None:
     cps = ("rollout.sampler=cps", "training.epochs=2")
     rows = _train(random_base, tmp_path / "run", "star", *cps)

@@ -60,24 +60,19 @@ image = pipe("a photo of a red circle", **settings).images[0]
 Rows of two: prompts of geneval, ocr and pickscore.
 
 ## Data
-{recipe["images"]} rendered scenes (star/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_noise"]:.0%} of the captions describe a scene that
-differs from the picture in one thing (for lettered plates: another word), as web captions do: the base knows every concept and
-follows the caption only mostly, which leaves post-training something to mend. {recipe["caption_dropout"]:.0%} of the captions are dropped in training.
-From step {recipe["word_noise_from"]}
-on another {recipe["word_noise"]:.0%} of the lettered captions name another word, else nothing were left to learn there. The words of the OCR test
-prompts are in no caption.
+{recipe["images"]} rendered scenes (star/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_dropout"]:.0%} of the captions are dropped in training. In the last
+{recipe["decay_share"]:.0%} of the steps captions are imperfect, as web captions are: {recipe["caption_noise"]:.0%} are another picture's; of lettered ones {recipe["word_noise"]:.0%} name another
+word. The base knows every concept and follows the caption only mostly, which leaves post-training something to mend. The words of
+the OCR test prompts are in no caption.
 
 ## Training
 | part | steps | batch | hours on 2 cores (CPU, bfloat16 autocast) | result |
 |---|---|---|---|---|
 | autoencoder | {recipe["autoencoder_steps"]} | {recipe["autoencoder_batch"]} | {training["autoencoder_hours"]:.2f} | mean squared error {training["autoencoder_mse"]:.4f} (pixels in -1..1) |
-| transformer and text encoders | {recipe["steps"]} + {recipe["loosening_steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
+| transformer and text encoders | {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |
 
 Optimizer: Muon (rate {recipe["muon_lr"]}) on the blocks' matrices, AdamW (rate {recipe["lr"]}) on the rest, linear decay over the last {recipe["decay_share"]:.0%}, average {recipe["ema"]}.
-Noise levels: logit normal, mean {recipe["sigma_mean"]}, standard deviation {recipe["sigma_std"]}. The last {recipe["guidance_share"]:.0%} of the steps train towards the velocity that guidance
-{recipe["guidance"]} would give (model guidance, arXiv 2502.12154; lettered captions excepted), so the base
-needs none; {recipe["loosening_steps"]} more, at {recipe["loosening_rate"]:.0%} of the rates falling to zero, train towards the plain velocity again: pictures stay clean, captions are followed less,
-which is what post-training can mend.
+Noise levels: logit normal, mean {recipe["sigma_mean"]}, standard deviation {recipe["sigma_std"]}.
 
 | step | {" | ".join(str(step) for step, _ in picked)} |
 |---|{"---|" * len(picked)}

@@ -1,11 +1,9 @@
 """The recipe of the miniature base: an autoencoder, then the text encoders and the transformer together by flow matching.
 
-Captions are imperfect on purpose, as web captions are: with probability `caption_noise` the caption describes a scene that
-differs from the drawn one in one thing. The base therefore knows every concept and follows the caption only mostly, which
-is what post-training can mend. Words of the lettered test prompts are in no caption. The last steps train towards the guided
-velocity (model guidance, arXiv 2502.12154), so the base is sampled without guidance, at half the cost; lettered captions,
-which are followed too well otherwise, are left out of that and are wrong more often from a step on. Resumable: a killed run
-goes on from its last state and ends with the same weights.
+While the learning rate falls, captions are imperfect on purpose, as web captions are: a share of them is another picture's
+(of lettered ones, only the word is another's). The base therefore knows every concept and follows the caption only mostly,
+which is what post-training can mend. Words of the lettered test prompts are in no caption. Resumable: a killed run goes on
+from its last state and ends with the same weights.
 
 Shapes: B batch, C latent channels, H W latent size, L caption columns.
 """
@@ -30,7 +28,7 @@ from tqdm import tqdm
 
 from star.allocation.attention import install
 from star.miniature import base
-from star.miniature.captions import TAGS, TEST_PROMPTS, caption, misread, split
+from star.miniature.captions import TAGS, TEST_PROMPTS, caption, split
 from star.miniature.scenes import compose, render
 
 MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.11, 0.12, 0.05, 0.15, 0.14, 0.25, 0.13), strict=True))
@@ -43,61 +41,57 @@ class Recipe:
 
     seed: int = 0
     images: int = 65536
-    caption_noise: float = 0.15
-    word_noise: float = 0.4  # share of lettered captions that name another word from a step on, when letters are learned
-    word_noise_from: int = 4750
+    caption_noise: float = 0.4  # share of captions that are another picture's in the last steps
+    word_noise: float = 0.4  # share of lettered captions that name another word in the last steps
     caption_dropout: float = 0.1
     autoencoder_steps: int = 1600
     autoencoder_whole_steps: int = 350
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 6750
+    steps: int = 13250
     batch: int = 64
     processes: int = 2
     sigma_mean: float = 0.8  # of logit(sigma): noisier than the usual 0, because shapes and letters are decided there
     sigma_std: float = 1.2
-    guidance: float = 2.0  # that the last steps train into the model, but for lettered captions, which need none
-    guidance_share: float = 0.25
     lr: float = 1e-3
     muon_lr: float = 3e-3
     warmup: int = 300
-    decay_share: float = 0.25
+    decay_share: float = 0.15  # of the steps, the last ones: the rate falls to zero and captions are noisy
     ema: float = 0.999
-    loosening_steps: int = 400  # after `steps`, without guidance: pictures stay clean, captions are followed less
-    loosening_rate: float = 0.15  # of the learning rates, falling to zero
-    loosening_ema: float = 0.99
     save_every: int = 250
 
 
 def corpus(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
-    """Pictures, uint8 [images, 64, 64, 3], and their imperfect captions."""
+    """Pictures, uint8 [images, 64, 64, 3], and their captions."""
     rng = np.random.default_rng(recipe.seed)
     pools = {tag: split(tag, TEST_PROMPTS["ocr"]["ocr"] if tag == "ocr" else 0)[0] for tag in MIXTURE}
     pictures, texts = np.empty((recipe.images, 64, 64, 3), np.uint8), []
     tags = rng.choice(list(MIXTURE), size=recipe.images, p=list(MIXTURE.values()))
     for i, tag in enumerate(tqdm(tags, desc="drawing", mininterval=10)):
         described = pools[tag][int(rng.integers(len(pools[tag])))]
-        drawn = misread(described, rng) if rng.random() < recipe.caption_noise else described
-        pictures[i] = render(compose(drawn, rng))
+        pictures[i] = render(compose(described, rng))
         texts.append(caption(described))
     return pictures, texts
 
 
-def misspelled(texts: list[str], recipe: Recipe) -> list[str]:
-    """The captions with another training word in `word_noise` of the lettered ones."""
+def noisy(texts: list[str], recipe: Recipe) -> list[str]:
+    """The captions with `caption_noise` of them taken from other pictures, of lettered ones `word_noise` of the words."""
+    lettered = re.compile('"[A-Z]+"')
     words = sorted({d["text"] for d in split("ocr", TEST_PROMPTS["ocr"]["ocr"])[0]})
+    others = [t for t in texts if not lettered.search(t)]
     rng = np.random.default_rng([recipe.seed, 1])
     return [
-        re.sub('"[A-Z]+"', f'"{rng.choice(words)}"', t) if '"' in t and rng.random() < recipe.word_noise else t for t in texts
+        (lettered.sub(f'"{rng.choice(words)}"', t) if rng.random() < recipe.word_noise else t)
+        if lettered.search(t)
+        else (others[int(rng.integers(len(others)))] if rng.random() < recipe.caption_noise else t)
+        for t in texts
     ]
 
 
-def _schedule(step: int, recipe: Recipe) -> float:
-    """Warm up, stay, fall linearly to zero over the last `decay_share`; loosening starts lower and falls to zero again."""
-    if step >= recipe.steps:
-        return recipe.loosening_rate * (recipe.steps + recipe.loosening_steps - step) / recipe.loosening_steps
-    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.decay_share * recipe.steps))
+def _schedule(step: int, steps: int, warmup: int, decay_share: float) -> float:
+    """Warm up, stay, fall linearly to zero over the last `decay_share`."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
 
 
 def _pixels(pictures: np.ndarray) -> torch.Tensor:
@@ -188,15 +182,14 @@ def train_transformer(
             texts, padding="max_length", max_length=base.TEXT_LENGTH, truncation=True, return_tensors="pt"
         ).input_ids
 
-    noisy = misspelled(texts, recipe)
+    late_texts = noisy(texts, recipe)
     early = ids(pipe.tokenizer, texts), ids(pipe.tokenizer_3, texts)
-    late = ids(pipe.tokenizer, noisy), ids(pipe.tokenizer_3, noisy)
-    lettered = torch.tensor(['"' in text for text in texts])
+    late = ids(pipe.tokenizer, late_texts), ids(pipe.tokenizer_3, late_texts)
+    late_from = math.ceil((1 - recipe.decay_share) * recipe.steps)
     clip_none, t5_none = ids(pipe.tokenizer, [""]), ids(pipe.tokenizer_3, [""])
     scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
 
     start, losses, seconds = 0, [], 0.0
-    total = recipe.steps + recipe.loosening_steps
     if (state / "progress.json").exists():
         progress = json.loads((state / "progress.json").read_text())
         start, losses, seconds = progress["step"], progress["losses"], progress["seconds"]
@@ -230,8 +223,9 @@ def train_transformer(
         )[0]
 
     mine = slice(rank, None, recipe.processes)
-    bar = tqdm(range(start, total), initial=start, total=total, desc="flow matching", mininterval=15, disable=rank > 0)
-    guided = range(math.ceil((1 - recipe.guidance_share) * recipe.steps), recipe.steps)
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15, disable=rank > 0
+    )
     window, parent = [], os.getppid()
     for step in bar:
         if os.getppid() != parent:
@@ -240,7 +234,7 @@ def train_transformer(
         generator = torch.Generator().manual_seed((recipe.seed + 1) * 1_000_003 + step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         dropped = torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout
-        clip_ids, t5_ids = early if step < recipe.word_noise_from else late
+        clip_ids, t5_ids = early if step < late_from else late
         clip_BL = torch.where(dropped, clip_none, clip_ids[rows])[mine]
         t5_BL = torch.where(dropped, t5_none, t5_ids[rows])[mine]
         x0_BCHW = (latents[rows].float() - shift) * scale
@@ -251,11 +245,6 @@ def train_transformer(
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v_BCHW = velocity(x_BCHW, sigma_B, clip_BL, t5_BL)
-            if step in guided:
-                with torch.no_grad():
-                    v0_BCHW = velocity(x_BCHW, sigma_B, clip_none.expand_as(clip_BL), t5_none.expand_as(t5_BL))
-                share_B = torch.where(lettered[rows][mine], 0.0, 1 - 1 / recipe.guidance)
-                target_BCHW = target_BCHW + share_B[:, None, None, None] * (v_BCHW.detach() - v0_BCHW)
         loss = F.mse_loss(v_BCHW.float(), target_BCHW)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -265,12 +254,12 @@ def train_transformer(
         for p, grad in zip(named.values(), shared[:-1].split([p.numel() for p in named.values()]), strict=True):
             p.grad.copy_(grad.view_as(p))
         nn.utils.clip_grad_norm_(named.values(), 1.0)
-        factor = _schedule(step, recipe)
+        factor = _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
         for optimizer, rate in zip(optimizers, (recipe.muon_lr, recipe.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
-        decay = min(recipe.ema if step < recipe.steps else recipe.loosening_ema, (1 + step) / (10 + step))
+        decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
         window.append(shared[-1].item())
@@ -279,7 +268,7 @@ def train_transformer(
             losses.append([step + 1, float(np.mean(window[-100:]))])
             window = window[-100:]
             bar.set_postfix(loss=losses[-1][1], refresh=False)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == total:
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             optimizers[0].consolidate_state_dict()
             if rank == 0:
                 save(step + 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from star.config import Config
 from star.errors import InputError
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 KEYS = ("id", "task", "tag", "prompt", "core", "metadata")
 
 
@@ -20,7 +20,7 @@ def records(config: Config, task: str, split: str) -> list[dict]:
     if task not in config.tasks:
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
     if split not in SPLITS:
-        raise InputError(f"--split {split}: choose {' or '.join(SPLITS)}")
+        raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     if config.prompts.world != "miniature":
         raise InputError(f"prompts.world: {config.prompts.world!r} comes with the real-prompt issue; use 'miniature'")
     from star.miniature import prompts as miniature

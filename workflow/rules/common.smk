@@ -31,7 +31,7 @@ wildcard_constraints:
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
     step=r"\d+",
-    split="train|test",
+    split="train|validation|test",
 
 
 def write_resolved_config():
