@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from star import prompts
 from star.config import load
 from star.errors import InputError
+from star.miniature.prompts import TRAIN_WEIGHTS
 from star.prompts import core
 
 CONFIG = load(Path(__file__).parents[1] / "config/miniature.yaml")
@@ -50,18 +51,27 @@ def test_sets_have_their_size_and_share_no_prompt(task: str, n: int):
 
 
 def test_lettered_sets_share_no_word():
-    train, test = ({r["metadata"]["text"] for r in prompts.records(CONFIG, "ocr", s)} for s in ("train", "test"))
-    assert len(test) == 96 and not train & test
+    train, test, validation = (
+        {r["metadata"]["text"] for r in prompts.records(CONFIG, "ocr", s)} for s in ("train", "test", "validation")
+    )
+    assert len(test) == 96 and not train & test and not validation & (train | test)
 
 
-def test_geneval_training_prompts_follow_the_published_weights():
+@pytest.mark.parametrize("task", TASKS)
+def test_settings_are_not_chosen_on_test_prompts(task: str):
+    validation = [r["prompt"] for r in prompts.records(CONFIG, task, "validation")]
+    assert len(set(validation)) == len(validation) >= 75
+    assert not set(validation) & {r["prompt"] for r in prompts.records(CONFIG, task, "test")}
+    if task != "geneval":  # whose world is too small for three parts
+        assert not set(validation) & {r["prompt"] for r in prompts.records(CONFIG, task, "train")}
+
+
+def test_geneval_training_prompts_follow_the_stated_weights():
     train = prompts.records(CONFIG, "geneval", "train")
     tags = Counter(r["tag"] for r in train)
-    weights = {"position": 0.7, "counting": 0.5, "color_attr": 0.3, "colors": 0.1, "two_object": 0.1}
-    assert tags.keys() == weights.keys()  # single_object never
-    for tag, weight in weights.items():
-        share = weight / sum(weights.values())
-        assert abs(tags[tag] - 1000 * share) < 4 * np.sqrt(1000 * share * (1 - share)), tag
+    assert tags.keys() == TRAIN_WEIGHTS.keys()  # single_object never
+    for tag, weight in TRAIN_WEIGHTS.items():
+        assert abs(tags[tag] - 1000 * weight) < 4 * np.sqrt(1000 * weight * (1 - weight)), tag
 
 
 def test_geneval_training_prompts_are_no_test_prompts_with_the_objects_swapped():
@@ -73,7 +83,7 @@ def test_geneval_training_prompts_are_no_test_prompts_with_the_objects_swapped()
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str, split: str):
     for record in prompts.records(CONFIG, task, split):
         found = record["core"]
@@ -113,8 +123,8 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):
         prompts.records(
             CONFIG.model_copy(update={"prompts": CONFIG.prompts.model_copy(update={"world": "coco"})}), "ocr", "test"
         )
-    with pytest.raises(InputError, match="choose train or test"):
-        prompts.records(CONFIG, "ocr", "validation")
+    with pytest.raises(InputError, match="choose one of train, validation, test"):
+        prompts.records(CONFIG, "ocr", "dev")
     few = CONFIG.model_copy(update={"tasks": {"ocr": CONFIG.tasks["ocr"]}})
     with pytest.raises(InputError, match="no `geneval` in the configuration; it has ocr"):
         prompts.records(few, "geneval", "test")

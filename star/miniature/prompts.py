@@ -1,10 +1,10 @@
 """The miniature's prompt records: the vocabulary behind the `miniature` world of star.prompts.
 
 Test sets are those of star.miniature.captions. GenEval's training set is drawn from what the test set does not hold, also not
-with its two objects swapped. Flow-GRPO (arXiv 2505.05470) weighs its tags 7 : 5 : 3 : 1 : 1, hardest first, for a model that has
-millions of images to learn from; here they weigh nearly the same, so that the tags of which the base can do something count.
-The validation set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts
-(pickscore), and for geneval, whose world is too small for three parts, the training set's prompts in another draw.
+with its two objects swapped. Flow-GRPO (arXiv 2505.05470) weighs the tags 7 : 5 : 3 : 1 : 1, hardest first, for a model that
+sees millions of images; here they weigh nearly the same, so the tags of which the base can do something count. The validation
+set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts (pickscore), and for
+geneval, whose world is too small for three parts, the training set's prompts in another draw.
 """
 
 import numpy as np
