@@ -12,7 +12,7 @@ from torch import distributed
 from star.miniature import base, pretrain
 from star.miniature.captions import TEST_PROMPTS, caption, misread, split
 
-RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1, decay_share=0.25)
+RECIPE = pretrain.Recipe(images=64, steps=4, save_every=2, processes=1, batch=8, warmup=1, noisy_share=0.25)
 
 
 def test_vocabulary_is_the_same_at_every_call_and_words_are_single_tokens() -> None:

@@ -61,7 +61,7 @@ Rows of two: prompts of geneval, ocr and pickscore.
 
 ## Data
 {recipe["images"]} rendered scenes (star/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_dropout"]:.0%} of the captions are dropped in training. In the last
-{recipe["decay_share"]:.0%} of the steps captions are imperfect, as web captions are: {recipe["caption_noise"]:.0%} are another picture's; of lettered ones {recipe["word_noise"]:.0%} name another
+{recipe["noisy_share"]:.0%} of the steps captions are imperfect, as web captions are: {recipe["caption_noise"]:.0%} are another picture's; of lettered ones {recipe["word_noise"]:.0%} name another
 word. The base knows every concept and follows the caption only mostly, which leaves post-training something to mend. The words of
 the OCR test prompts are in no caption.
 

@@ -1,7 +1,7 @@
 """The recipe of the miniature base: an autoencoder, then the text encoders and the transformer together by flow matching.
 
-While the learning rate falls, captions are imperfect on purpose, as web captions are: a share of them is another picture's
-(of lettered ones, only the word is another's). The base therefore knows every concept and follows the caption only mostly,
+In the last quarter captions are imperfect on purpose, as web captions are: a share of them is another picture's (of lettered
+ones, only the word is another's). The base therefore knows every concept and follows the caption only mostly,
 which is what post-training can mend. Words of the lettered test prompts are in no caption. Resumable: a killed run goes on
 from its last state and ends with the same weights.
 
@@ -31,7 +31,7 @@ from star.miniature import base
 from star.miniature.captions import TAGS, TEST_PROMPTS, caption, split
 from star.miniature.scenes import compose, render
 
-MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.11, 0.12, 0.05, 0.15, 0.14, 0.25, 0.13), strict=True))
+MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.18, 0.1, 0.08, 0.2, 0.15, 0.14, 0.1), strict=True))
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -41,15 +41,15 @@ class Recipe:
 
     seed: int = 0
     images: int = 65536
-    caption_noise: float = 0.4  # share of captions that are another picture's in the last steps
-    word_noise: float = 0.4  # share of lettered captions that name another word in the last steps
+    caption_noise: float = 0.35  # share of captions that are another picture's in the last steps
+    word_noise: float = 0.5  # share of lettered captions that name another word in the last steps
     caption_dropout: float = 0.1
     autoencoder_steps: int = 1600
     autoencoder_whole_steps: int = 350
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 13250
+    steps: int = 18000
     batch: int = 64
     processes: int = 2
     sigma_mean: float = 0.8  # of logit(sigma): noisier than the usual 0, because shapes and letters are decided there
@@ -57,7 +57,8 @@ class Recipe:
     lr: float = 1e-3
     muon_lr: float = 3e-3
     warmup: int = 300
-    decay_share: float = 0.15  # of the steps, the last ones: the rate falls to zero and captions are noisy
+    noisy_share: float = 0.25  # of the steps, the last ones
+    decay_share: float = 0.15
     ema: float = 0.999
     save_every: int = 250
 
@@ -185,7 +186,7 @@ def train_transformer(
     late_texts = noisy(texts, recipe)
     early = ids(pipe.tokenizer, texts), ids(pipe.tokenizer_3, texts)
     late = ids(pipe.tokenizer, late_texts), ids(pipe.tokenizer_3, late_texts)
-    late_from = math.ceil((1 - recipe.decay_share) * recipe.steps)
+    late_from = math.ceil((1 - recipe.noisy_share) * recipe.steps)
     clip_none, t5_none = ids(pipe.tokenizer, [""]), ids(pipe.tokenizer_3, [""])
     scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
 
