@@ -41,7 +41,7 @@ class Recipe:
 
     seed: int = 0
     images: int = 65536
-    caption_noise: float = 0.35  # share of captions that are another picture's in the last steps
+    caption_noise: float = 0.4  # share of captions that are another picture's in the last steps
     word_noise: float = 0.5  # share of lettered captions that name another word in the last steps
     caption_dropout: float = 0.1
     autoencoder_steps: int = 1600
