@@ -1,5 +1,6 @@
 """The base's recipe: its captions, its text path against diffusers', and an interrupted run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -68,6 +69,27 @@ def test_late_captions_are_wrong_as_often_as_stated() -> None:
     # three standard errors; half of the other captions taken are the same caption
     assert np.mean([before != after for before, after in lettered]) == pytest.approx(recipe.word_noise, abs=0.025)
     assert np.mean([before != after for before, after in others]) == pytest.approx(recipe.caption_noise / 2, abs=0.016)
+
+
+def test_the_autoencoder_learns_the_same_from_the_same_seed() -> None:
+    recipe = pretrain.Recipe(images=64, autoencoder_steps=40, autoencoder_whole_steps=8, autoencoder_batch=8)
+    pictures, _ = pretrain.corpus(recipe)
+    x = pretrain._pixels(pictures[:16])
+
+    def error(vae: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return (vae.decode(vae.encode(x).latent_dist.mean).sample - x).square().mean().item()
+
+    torch.manual_seed(0)
+    first = base.autoencoder()
+    second = copy.deepcopy(first)
+    before = error(first)
+    pretrain.train_autoencoder(first, pictures, recipe)
+    pretrain.train_autoencoder(second, pictures, recipe)
+    assert error(first) < 0.5 * before
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    latents = pretrain.encode_pictures(first, pictures)
+    assert latents.shape == (64, 8, 16, 16) and latents.dtype == torch.float16
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
