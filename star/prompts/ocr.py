@@ -89,8 +89,8 @@ def _is_carrier(word: str) -> bool:
 def carrier(prompt: str, target: dict) -> dict | None:
     """The span of the noun that carries the quoted `target` (a span of core.quoted), or None when no known noun does.
 
-    Known nouns are a list of ours, made while looking at the published test captions: there it finds one for 981 of 1,018, and of
-    100 that were looked at 96 were right. In this order: the word right after the closing quotation mark (`a "Keep Out" sign`),
+    Known nouns are a list of ours, made while looking at the published test captions: it finds one in 981 of 1,018, and of 100
+    that were looked at 96 were right. In this order: the word right after the closing quotation mark (`a "Keep Out" sign`),
     the nearest before the target in its sentence, the nearest of the five words after it, the nearest in the sentences before.
     """
     lettering = core.quotations(prompt)
