@@ -117,6 +117,9 @@ class Prompts(_Section):
     """Where prompt records come from."""
 
     world: Literal["miniature", "coco"]
+    ocr: Literal["published", "generated"] = "published"
+    mirror: str | None = None
+    filter_unsafe: bool = True
 
 
 class Scorers(_Section):
@@ -154,7 +157,7 @@ class RunSettings(_Section):
 
     def digest(self) -> str:
         """The first 12 hex digits of the SHA-256 of what training depends on; a run may be extended by more epochs."""
-        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers"}}
+        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers"}, "prompts": {"mirror"}}
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 
 

@@ -16,16 +16,25 @@ KEYS = ("id", "task", "tag", "prompt", "core", "metadata")
 
 
 def records(config: Config, task: str, split: str) -> list[dict]:
-    """The prompt records of a task. Raises InputError for a task or split that the configuration does not have."""
+    """The prompt records of a task.
+
+    Raises InputError for a task or split that the configuration does not have, and when a published file cannot be had.
+    """
     if task not in config.tasks:
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
-    if config.prompts.world != "miniature":
-        raise InputError(f"prompts.world: {config.prompts.world!r} comes with the real-prompt issue; use 'miniature'")
-    from star.miniature import prompts as miniature
+    if config.prompts.world == "miniature":
+        from star.miniature import prompts as miniature
 
-    return miniature.records(task, split)
+        return miniature.records(task, split)
+    if task == "geneval":
+        from star.prompts import geneval
+
+        return geneval.records(split)
+    from star.prompts import ocr, pickscore
+
+    return {"ocr": ocr, "pickscore": pickscore}[task].records(split, config.prompts)
 
 
 def write(config: Config, task: str, split: str, out: Path) -> int:
@@ -42,10 +51,11 @@ def write(config: Config, task: str, split: str, out: Path) -> int:
 def read(path: Path) -> list[dict]:
     """The prompt records of a file. Raises InputError, naming file and line, when it is missing, empty or malformed."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such prompt file; write one with `star prompts`") from None
     found = []
+    lines = text.removesuffix("\n").split("\n") if text else []  # prompts may hold what splitlines takes for a line's end
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

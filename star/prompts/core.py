@@ -5,6 +5,7 @@ Kinds: object, attribute, count, relation, text. Source: ours (the paper speaks 
 say how it is found).
 """
 
+import functools
 import re
 
 from star.errors import InputError
@@ -32,7 +33,12 @@ _STOP_WORDS = """
 ATTRIBUTES, RELATIONS, STOP_WORDS = (frozenset(text.split()) for text in (_ATTRIBUTES, _RELATIONS, _STOP_WORDS))
 _PLURAL = "(?:e?s)?"
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-_QUOTED = re.compile(r'"([^"]*\S[^"]*)"|“([^”]*\S[^”]*)”')
+_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+
+
+@functools.cache  # re's own cache holds 512 patterns; GenEval's vocabulary makes more
+def _whole_words(pattern: str) -> re.Pattern:
+    return re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE)
 
 
 class _Spans:
@@ -47,7 +53,7 @@ class _Spans:
 
     def search(self, pattern: str, wanted: str) -> re.Match:
         """The first match of `pattern` between word boundaries that is not taken yet. Raises InputError."""
-        for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", self.prompt, re.IGNORECASE):
+        for match in _whole_words(pattern).finditer(self.prompt):
             if all(match.end() <= s["start"] or match.start() >= s["end"] for s in self.found):
                 return match
         raise InputError(f"prompt {self.prompt!r} does not say {wanted!r}, which its metadata asks for")
@@ -83,14 +89,20 @@ def described(prompt: str, include: list[dict]) -> list[dict]:
     return spans.ordered()
 
 
+def quotations(prompt: str) -> list[tuple[int, int]]:
+    """Where the quoted parts of a prompt lie, without their quotation marks; blank ones do not count."""
+    found = (match.span(match.lastindex) for match in _QUOTED.finditer(prompt))
+    return [(start, end) for start, end in found if prompt[start:end].strip()]
+
+
 def quoted(prompt: str, carrier: str | None = None) -> list[dict]:
     """Core spans of a lettering prompt: the quoted words without their quotation marks, and the noun that carries them.
 
     Raises InputError when nothing is quoted or the carrier is not in the prompt.
     """
     spans = _Spans(prompt)
-    for match in _QUOTED.finditer(prompt):
-        spans.add(*match.span(1 if match[1] is not None else 2), "text")
+    for start, end in quotations(prompt):
+        spans.add(start, end, "text")
     if not spans.found:
         raise InputError(f"prompt {prompt!r} has no word in double quotes; an ocr prompt quotes what is to be written")
     if carrier is not None:

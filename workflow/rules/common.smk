@@ -54,6 +54,7 @@ def digest(*sections):
     def of_job(wildcards):
         settings = run_settings(CONFIG, wildcards.task, wildcards.get("method", "base")).model_dump(mode="json")
         settings["scorers"].pop("workers")  # how many processes score changes no score
+        settings["prompts"].pop("mirror")  # holds the same files as the published place
         text = json.dumps([settings[name] for name in sections])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

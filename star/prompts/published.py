@@ -1,0 +1,84 @@
+"""The prompt files that Flow-GRPO (arXiv 2505.05470) publishes: fetched once, verified, cached. The project holds no copy.
+
+Every file is known by its git blob hash, wherever it comes from: cache, mirror or network. Splits: `test` is the published test
+file; `validation` (ours) is carved from the published train file by a fixed seed, `train` is what is left of it.
+"""
+
+import hashlib
+import io
+import os
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+
+from star.errors import InputError
+
+BASE = "https://raw.githubusercontent.com/yifan123/flow_grpo/879042cf5707f8b90daa98d147d7deac2317c5da/"
+CACHE = Path("resources/prompts")
+BLOBS = {
+    "dataset/ocr/train.txt": "3ce0521b77b0a9031191d66ecc36ebaaf27a3922",
+    "dataset/ocr/test.txt": "8deb4f8d8f2e863f45353354243669b3c991a6a2",
+    "dataset/pickscore/train.txt": "a437bd921c03fbc00c4e7ce148ae2d28fcd6e49b",
+    "dataset/pickscore/test.txt": "45f05231b969fb5f74c8debd606b22cd3be27f8e",
+}
+VALIDATION_PROMPTS = 256
+_SEED = 43
+_TIMEOUT = 30  # seconds without an answer
+
+
+def blob_hash(data: bytes) -> str:
+    """The hash by which git names this content (SHA-1 of a header and the bytes)."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _verified(data: bytes, name: str, origin: object, remedy: str) -> bytes:
+    if (found := blob_hash(data)) != BLOBS[name]:
+        raise InputError(f"{origin}: not the published {name}: git blob {found}, expected {BLOBS[name]}; {remedy}")
+    return data
+
+
+def _fetch(name: str, instead: str) -> bytes:
+    url = BASE + name
+    remedies = f"connect this machine once, set prompts.mirror to a folder that holds {name}, or {instead}"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+            data = response.read()
+    except (OSError, HTTPException) as error:
+        raise InputError(f"{url}: not cached and cannot be fetched ({' '.join(str(error).split())}); {remedies}") from None
+    _verified(data, name, url, f"nothing was kept; {remedies}")
+    path = CACHE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
+    print(f"fetched {url} into {path}")
+    return data
+
+
+def content(name: str, mirror: str | None, instead: str) -> bytes:
+    """The bytes of a published file: from the folder `mirror` if there is one, else the cache, else the network.
+
+    Raises InputError when it cannot be had, with what to do (`instead` is the remedy of the task), or is not the published one.
+    """
+    if mirror is not None:
+        path = Path(mirror) / name
+        if not path.is_file():
+            raise InputError(f"prompts.mirror: no file {path}; a clone of github.com/yifan123/flow_grpo is a mirror")
+        return _verified(path.read_bytes(), name, path, "prompts.mirror needs an unchanged copy")
+    if (path := CACHE / name).is_file():
+        return _verified(path.read_bytes(), name, path, "delete it, and it is fetched again")
+    return _fetch(name, instead)
+
+
+def captions(task: str, split: str, mirror: str | None, instead: str) -> list[str]:
+    """The captions of a split of "ocr" or "pickscore", in the file's order. Raises InputError as `content`."""
+    text = content(f"dataset/{task}/{'test' if split == 'test' else 'train'}.txt", mirror, instead).decode()
+    # As the source reads them: a line ends at \n, \r or both, and at nothing else that Unicode calls a line's end.
+    lines = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
+    if split == "test":
+        return lines
+    drawn = np.random.default_rng([_SEED, *task.encode()]).permutation(len(lines))[:VALIDATION_PROMPTS]
+    validation = dict.fromkeys(lines[i] for i in sorted(drawn))
+    return list(validation) if split == "validation" else [line for line in lines if line not in validation]
