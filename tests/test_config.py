@@ -47,7 +47,10 @@ def test_the_quick_configuration_changes_sizes_only():
     changed = {(s, k) for s in full if isinstance(full[s], dict) for k in full[s] if full[s][k] != quick[s].get(k)}
     sizes = {("rollout", "groups"), ("rollout", "group_size"), ("rollout", "batch"), ("training", "epochs")}
     sizes |= {("training", "checkpoint_every"), ("evaluation", "images_per_prompt"), ("evaluation", "batch")}
-    assert changed <= sizes and full.keys() == quick.keys()
+    assert changed <= sizes | {("tasks", "geneval")} and full.keys() == quick.keys()
+    for config in (full, quick):
+        config["tasks"]["geneval"]["overrides"]["training"] = None  # epochs and checkpoint_every
+    assert full["tasks"] == quick["tasks"]
     assert {k for k in full if not isinstance(full[k], dict) and full[k] != quick[k]} == {"experiment"}
 
 
@@ -56,6 +59,7 @@ def test_the_ablation_is_the_miniature_with_more_methods_and_one_task():
         yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("miniature", "ablation-miniature")
     )
     assert {k for k in full if full[k] != ablation[k]} == {"experiment", "tasks", "methods"}
+    assert ablation["tasks"] == {"geneval": full["tasks"]["geneval"]}
     assert full["methods"].items() <= ablation["methods"].items()
     asked = "uniform shuffled static last_step first_step spatial_only spatio_temporal all_tokens inverse per_location oracle"
     assert set(asked.split()) <= set(ablation["methods"])

@@ -41,7 +41,7 @@ class Recipe:
 
     seed: int = 0
     images: int = 65536
-    caption_noise: float = 0.4  # share of captions that are another picture's in the last steps
+    caption_noise: float = 0.2  # share of captions that are another picture's in the last steps
     word_noise: float = 0.5  # share of lettered captions that name another word in the last steps
     caption_dropout: float = 0.1
     autoencoder_steps: int = 1600
@@ -49,7 +49,7 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-4
-    steps: int = 18000
+    steps: int = 18500
     batch: int = 64
     processes: int = 2
     sigma_mean: float = 0.8  # of logit(sigma): noisier than the usual 0, because shapes and letters are decided there
