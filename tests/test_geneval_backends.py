@@ -562,12 +562,16 @@ DOG = {"dog": [[0.0, 0.0, 9.0, 9.0, 0.8]]}
 def test_the_official_format_without_colors(tmp_path: Path) -> None:
     plain = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
     line = {"filename": "/far/away/00012/samples/00003.png", "metadata": json.dumps(plain), "details": json.dumps(DOG)}
-    absent = line | {"filename": "/far/away/00013/samples/0000.png", "metadata": json.dumps(RED_DOG), "details": "{}"}
+    two = RED_DOG | {"include": [RED_DOG["include"][0] | {"count": 2}]}
+    fewer = line | {"filename": "/far/away/00013/samples/0000.png", "metadata": json.dumps(two)}
     file = tmp_path / "results.jsonl"
-    file.write_text(json.dumps(line) + "\n" + json.dumps(absent) + "\n")  # without a dog nobody asks for its colour
+    file.write_text(json.dumps(line) + "\n" + json.dumps(fewer) + "\n")  # too few dogs: nobody asks for their colour
     result = rescore(file, tmp_path / "out.jsonl")
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert (first["correct"], second["correct"]) == (True, False) and result["tags"] == {"single_object": 1, "colors": 0}
+    assert (first["reason"], second["reason"]) == ("", "expected dog>=2, found 1") and result["tags"] == {
+        "single_object": 1,
+        "colors": 0,
+    }
     assert (first["prompt_id"], first["sample"], first["filename"]) == ("geneval-00012", 3, line["filename"])
     assert hashlib.sha256(file.read_bytes()).hexdigest()[:12] in first["scorer"]
     assert result["prompts"] == 2
