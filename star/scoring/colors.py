@@ -12,10 +12,9 @@ import transformers
 
 from star.config import Scorers
 from star.errors import InputError
-from star.scoring.geneval import Detected
+from star.scoring.geneval import COLORS, Detected
 from star.scoring.weights import PRECISIONS, device, digest, load, load_model
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask
 NO_COLOR = "none"  # of an object without a visible pixel

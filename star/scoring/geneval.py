@@ -20,6 +20,8 @@ THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 OFFICIAL_KEYS = ("tag", "include", "exclude", "prompt")
 RULES = f"threshold={THRESHOLD}/{COUNTING_THRESHOLD} max={MAX_OBJECTS} position={POSITION_THRESHOLD}"
 
@@ -172,13 +174,25 @@ def verdict(found: Found, colors: dict[int, str], prompt: str, metadata: dict) -
 
 
 def check(records: Sequence[dict]) -> None:
-    """Raise InputError, naming the prompt, when a record's metadata has no tag, or no `include` of classes and counts."""
+    """Raise InputError, naming the prompt, when a record's metadata cannot be judged or asks for what no rule can grant."""
     for record in records:
-        items = record["metadata"].get("include") or [{}]
-        if "tag" not in record["metadata"] or any("class" not in i or i.get("count", 0) < 1 for i in items):
-            raise InputError(
-                f"prompt {record['prompt']!r}: its metadata needs GenEval's `tag` and `include` (class, count) to be scored"
-            )
+        if wrong := _wrong(record["metadata"]):
+            raise InputError(f"prompt {record['prompt']!r}: its metadata {wrong}")
+
+
+def _wrong(metadata: dict) -> str | None:
+    include = metadata.get("include") or [{}]
+    items = [*include, *metadata.get("exclude", [])]
+    if metadata.get("tag") not in TAGS or any("class" not in item or item.get("count", 0) < 1 for item in items):
+        return f"needs GenEval's `tag` ({', '.join(TAGS)}) and `include` (class, count) to be scored"
+    for number, item in enumerate(include):
+        if "color" in item and item["color"] not in COLORS:
+            return f"asks for the colour {item['color']!r}, which no object can have; GenEval's are {', '.join(COLORS)}"
+        if "position" in item:
+            relation, target = item["position"]
+            if relation not in RELATIONS or target not in range(number):
+                return f"asks for the position {item['position']}; give {', '.join(RELATIONS)} and an earlier item's number"
+    return None
 
 
 def _miniature() -> Backend:
