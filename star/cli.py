@@ -60,8 +60,17 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
+    if args.detections and (args.task != "geneval" or args.images):
+        raise InputError("--detections: stored detections are judged for `--task geneval`, and without --images")
+    if not args.detections and not args.images:
+        raise InputError("--images: say which folder of pictures to score, or give --detections FILE")
     from star.scoring import folder
 
+    if args.detections:
+        from star.scoring.detections import rescore
+
+        folder.print_summary(rescore(args.detections, args.out))
+        return
     summary = folder.score(args.task, args.images, args.out, configuration.load(args.config, args.set).scorers)
     folder.print_summary(summary)
 
@@ -148,9 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--seed", type=int, default=0)
     s.add_argument("--start-over", action="store_true", help="drop pictures of other weights or settings")
 
-    s = stage("score", _score, "score a folder of images")
+    s = stage("score", _score, "score a folder of images, or stored detections")
     s.add_argument("--task", choices=configuration.TASKS, required=True)
-    s.add_argument("--images", type=Path, required=True)
+    s.add_argument("--images", type=Path, help="folder of pictures in GenEval's layout")
+    s.add_argument("--detections", type=Path, metavar="FILE", help="judge GenEval's result lines again instead of pictures")
     s.add_argument("--out", type=Path, required=True)
 
     s = stage("tables", _tables, "aggregate results into tables and figures")

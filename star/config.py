@@ -125,7 +125,15 @@ class Prompts(_Section):
 class Scorers(_Section):
     """What each scorer runs on."""
 
-    detector: Literal["miniature", "mask2former"] = "mask2former"
+    detector: Literal["miniature", "mask2former", "mmdet"] = "mask2former"
+    detector_model: str = "facebook/mask2former-swin-small-coco-instance"
+    detector_revision: str | None = None
+    detector_size: Positive = 800
+    detector_batch: Positive = 8
+    detector_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    detector_golden: str | None = None
+    color_model: str = "openai/clip-vit-large-patch14"
+    color_revision: str | None = "32bd64288804d66eefd0ccbe215aa642df71cc41"
     ocr_engine: Literal["rapidocr", "easyocr"] = "easyocr"
     ocr_mode: Literal["line", "page"] = "page"
     ocr_size: Positive | None = None

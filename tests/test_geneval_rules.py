@@ -1,6 +1,7 @@
 """GenEval's rules on hand-made detections, every branch; expected values are computed by hand from the published rules."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -150,9 +151,9 @@ def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
     assert "miniature@" in scorer.fingerprint
 
 
-def test_bad_input_names_what_is_wrong() -> None:
+def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
     scorer = make_scorer("geneval", Scorers(detector="miniature"))
     with pytest.raises(InputError, match=r"a red thing.*include"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red thing", "metadata": {"tag": "colors"}}])
-    with pytest.raises(InputError, match=r"scorers\.detector: mask2former"):
-        make_scorer("geneval", Scorers(detector="mask2former"))
+    with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
+        make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))

@@ -35,7 +35,7 @@ def make_scorer(task: str, scorers: "Scorers") -> Scorer:
     if task == "geneval":
         from star.scoring.geneval import GenevalScorer
 
-        return GenevalScorer(scorers.detector)
+        return GenevalScorer(scorers)
     if task == "ocr":
         from star.scoring.ocr import OcrScorer
 

@@ -62,7 +62,7 @@ def summary(task: str, lines: list[dict]) -> dict:
         by_tag[line["tag"]].append(line["score"])
     tags = {tag: float(np.mean(scores)) for tag, scores in by_tag.items()}
     mean = np.mean(list(tags.values())) if task == "geneval" else np.mean([line["score"] for line in lines])
-    prompts = len({line["filename"].partition("/")[0] for line in lines})
+    prompts = len({line["prompt_id"] for line in lines})
     return {
         "task": task,
         "mean": float(mean),

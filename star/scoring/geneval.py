@@ -12,13 +12,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from star.config import Scorers
 from star.errors import InputError
+from star.scoring.golden import Golden
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 OFFICIAL_KEYS = ("tag", "include", "exclude", "prompt")
+RULES = f"threshold={THRESHOLD}/{COUNTING_THRESHOLD} max={MAX_OBJECTS} position={POSITION_THRESHOLD}"
 
 
 class Detected(Protocol):
@@ -30,12 +35,23 @@ class Detected(Protocol):
     mask: np.ndarray
 
 
-class Backend(NamedTuple):
-    """What sees: the objects of a picture, the colour of one of them, and its fingerprint."""
+class Detection(NamedTuple):
+    """A detection of a real detector; `mask` is None where only boxes were stored."""
 
-    detect: Callable[[np.ndarray], Sequence[Detected]]
-    color_of: Callable[[np.ndarray, Detected], str]
+    cls: str
+    box: tuple[float, float, float, float]
+    score: float
+    mask: np.ndarray | None
+
+
+class Backend(NamedTuple):
+    """What sees: the objects of pictures, the colours of (picture, object) pairs, and how to know that both work."""
+
+    detect: Callable[[Sequence[np.ndarray]], list[Sequence[Detected]]]
+    colors_of: Callable[[Sequence[tuple[np.ndarray, Detected]]], list[str]]
     fingerprint: str
+    golden: list[Golden]
+    classes: frozenset[str] | None = None  # what `detect` can find; None: whatever the prompts name
 
 
 Found = dict[str, list[Detected]]
@@ -127,71 +143,133 @@ def overall(tag_means: dict[str, float]) -> float:
     return float(np.mean(list(tag_means.values())))
 
 
-def miniature_backend() -> Backend:
-    """The analytic detector of the miniature world."""
+def asked_colors(found: Found, metadata: dict) -> list[Detected]:
+    """The detections whose colour `judge` and `soft_reward` look at: the best `count` of a coloured class that has so many."""
+    items = [item for item in metadata["include"] if "color" in item]
+    groups = [found.get(item["class"], [])[: item["count"]] for item in items]
+    return [d for item, group in zip(items, groups, strict=True) if len(group) == item["count"] for d in group]
+
+
+def verdict(found: Found, colors: dict[int, str], prompt: str, metadata: dict) -> dict:
+    """A score line's part of the verdict: score, reward, correct, reason, and metadata, details, colors as JSON strings.
+
+    `colors` maps id(detection) to a colour for all of `asked_colors`. The line's own `colors` (class -> colours in the order
+    of details, null where none was asked) is there only for prompts that ask for a colour; it lets `star score --detections`
+    judge the line again.
+    """
+    correct, reason = judge(found, lambda d: colors[id(d)], metadata)
+    official = {"prompt": prompt, **metadata}
+    line = {
+        "score": float(correct),
+        "reward": soft_reward(found, lambda d: colors[id(d)], metadata),
+        "correct": correct,
+        "reason": reason,
+        "metadata": json.dumps({key: official[key] for key in OFFICIAL_KEYS if key in official}),
+        "details": json.dumps({cls: [[*map(float, d.box), d.score] for d in objects] for cls, objects in found.items()}),
+    }
+    if coloured := {item["class"] for item in metadata["include"] if "color" in item}:
+        named = {cls: [colors.get(id(d)) for d in objects] for cls, objects in found.items() if cls in coloured}
+        line["colors"] = json.dumps(named)
+    return line
+
+
+def check(records: Sequence[dict]) -> None:
+    """Raise InputError, naming the prompt, when a record's metadata cannot be judged or asks for what no rule can grant."""
+    for record in records:
+        if wrong := _wrong(record["metadata"]):
+            raise InputError(f"prompt {record['prompt']!r}: its metadata {wrong}")
+
+
+def _wrong(metadata: dict) -> str | None:
+    include = metadata.get("include") or [{}]
+    items = [*include, *metadata.get("exclude", [])]
+    if metadata.get("tag") not in TAGS or any("class" not in item or item.get("count", 0) < 1 for item in items):
+        return f"needs GenEval's `tag` ({', '.join(TAGS)}) and `include` (class, count) to be scored"
+    for number, item in enumerate(include):
+        if "color" in item and item["color"] not in COLORS:
+            return f"asks for the colour {item['color']!r}, which no object can have; GenEval's are {', '.join(COLORS)}"
+        if "position" in item:
+            relation, target = item["position"]
+            if relation not in RELATIONS or target not in range(number):
+                return f"asks for the position {item['position']}; give {', '.join(RELATIONS)} and an earlier item's number"
+    return None
+
+
+def _miniature() -> Backend:
+    """The analytic detector of the miniature world; golden is one drawn picture a tag."""
     from star.miniature import detector, scenes
-
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (detector, scenes))
-    return Backend(detector.detect, detector.color_of, f"miniature@{hashlib.sha256(sources).hexdigest()[:12]}")
-
-
-def _guard(backend: Backend) -> None:
-    """Score one golden picture a tag: a backend that has silently gone blind stops here."""
     from star.miniature.captions import descriptions
-    from star.miniature.scenes import compose, render
 
-    rng = np.random.default_rng(0)
+    rng, golden = np.random.default_rng(0), []
     for tag in TAGS:
         description = next(descriptions(tag))
-        picture = render(compose(description, rng))
-        found = select(backend.detect(picture), tag)
-        correct, reason = judge(found, lambda d, p=picture: backend.color_of(p, d), description)
-        if not correct:
-            raise RuntimeError(f"the detector {backend.fingerprint} fails on a golden picture ({tag}): {reason}")
+        golden.append(Golden(tag, scenes.render(scenes.compose(description, rng)), description))
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (detector, scenes))
+    return Backend(
+        lambda images: [detector.detect(image) for image in images],
+        lambda pairs: [detector.color_of(image, detection) for image, detection in pairs],
+        f"miniature@{hashlib.sha256(sources).hexdigest()[:12]}",
+        golden,
+    )
+
+
+def _backend(scorers: Scorers) -> Backend:
+    if scorers.detector == "miniature":
+        return _miniature()
+    from star.scoring import golden
+    from star.scoring.colors import ClipColors
+
+    if scorers.detector == "mask2former":
+        from star.scoring.mask2former import Mask2Former as Detector
+    else:
+        from star.scoring.mmdetection import MMDetector as Detector
+    answers = golden.read(Path(scorers.detector_golden)) if scorers.detector_golden else golden.portrait()
+    detector = Detector(scorers)
+    colors = ClipColors(scorers)
+    if not scorers.detector_golden:
+        golden.check_colors(colors)
+    return Backend(detector.detect, colors, f"{detector.fingerprint} {colors.fingerprint}", answers, detector.classes)
 
 
 class GenevalScorer:
-    """GenEval with a named detector: `score` is 1.0 or 0.0 by the official rules, `reward` the soft one."""
+    """GenEval with the detector of `scorers`: `score` is 1.0 or 0.0 by the official rules, `reward` the soft one.
 
-    def __init__(self, detector: str) -> None:
-        if detector != "miniature":
-            raise InputError(
-                f"scorers.detector: {detector} is not available in this version, only `miniature`, which sees miniature scenes"
-            )
-        self._backend = miniature_backend()
-        _guard(self._backend)
-        rules = f"threshold={THRESHOLD}/{COUNTING_THRESHOLD} max={MAX_OBJECTS} position={POSITION_THRESHOLD}"
-        self.fingerprint = f"geneval {self._backend.fingerprint} numpy-{np.__version__} {rules}"
+    Raises InputError when weights are missing and RuntimeError when the backend is wrong on a golden picture.
+    """
+
+    def __init__(self, scorers: Scorers) -> None:
+        self._backend = _backend(scorers)
+        self.fingerprint = f"geneval {self._backend.fingerprint} numpy-{np.__version__} {RULES}"
+        self._guard()
+
+    def _guard(self) -> None:
+        """Score the golden pictures: a backend that has silently gone blind stops here."""
+        golden = self._backend.golden
+        records = [{"prompt": g.name, "metadata": g.metadata} for g in golden]
+        for g, line in zip(golden, self([g.image for g in golden], records), strict=True):
+            if line["correct"] != g.correct:
+                raise RuntimeError(
+                    f"the detector is wrong on a golden picture ({g.name}): judged {line['correct']}, "
+                    f"found {line['details']} {line['reason']} ({self._backend.fingerprint})"
+                )
 
     def check(self, records: Sequence[dict]) -> None:
-        """Raise InputError when a record's metadata has no `include` list of classes and counts."""
-        for record in records:
-            items = record["metadata"].get("include") or [{}]
-            if "tag" not in record["metadata"] or any("class" not in i or i.get("count", 0) < 1 for i in items):
+        """Raise InputError when a record's metadata cannot be judged, or names a class that the detector does not know."""
+        check(records)
+        known = self._backend.classes
+        for record in records if known is not None else ():
+            items = record["metadata"]["include"] + record["metadata"].get("exclude", [])
+            for unknown in (item["class"] for item in items if item["class"] not in known):
                 raise InputError(
-                    f"prompt {record['prompt']!r}: its metadata needs GenEval's `tag` and `include` (class, count) to be scored"
+                    f"prompt {record['prompt']!r}: the detector has no class {unknown!r}, so it could never be found; "
+                    f"use a GenEval class, or a scorers.detector_model with such a label"
                 )
 
     def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
         """Judge uint8 [H, W, 3] pictures: score, reward, and the official correct, reason, metadata, details."""
         self.check(records)
-        return [self._one(image, record) for image, record in zip(images, records, strict=True)]
-
-    def _one(self, image: np.ndarray, record: dict) -> dict:
-        metadata = record["metadata"]
-        found = select(self._backend.detect(image), metadata["tag"])
-
-        def color(detection: Detected) -> str:
-            return self._backend.color_of(image, detection)
-
-        correct, reason = judge(found, color, metadata)
-        official = {"prompt": record["prompt"], **metadata}
-        details = {cls: [[*map(float, d.box), d.score] for d in objects] for cls, objects in found.items()}
-        return {
-            "score": float(correct),
-            "reward": soft_reward(found, color, metadata),
-            "correct": correct,
-            "reason": reason,
-            "metadata": json.dumps({key: official[key] for key in OFFICIAL_KEYS if key in official}),
-            "details": json.dumps(details),
-        }
+        metadata = [record["metadata"] for record in records]
+        found = [select(seen, m["tag"]) for seen, m in zip(self._backend.detect(images), metadata, strict=True)]
+        asked = [(images[i], d) for i, m in enumerate(metadata) for d in asked_colors(found[i], m)]
+        colors = {id(d): color for (_, d), color in zip(asked, self._backend.colors_of(asked), strict=True)}
+        return [verdict(f, colors, r["prompt"], m) for f, r, m in zip(found, records, metadata, strict=True)]

@@ -1,0 +1,87 @@
+"""Pictures with known answers, judged before anything is scored: a detector that has silently gone blind stops there.
+
+GenEval's stack is known to return low confidences on new GPUs without any error. Source of pictures and answers: ours.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from star.errors import InputError
+
+_PERSON = {
+    "tag": "counting",  # the strictest threshold
+    "include": [{"class": "person", "count": 1}],
+    "exclude": [{"class": "person", "count": 2}],
+}
+_DISCS = {"red": (220, 20, 20), "green": (20, 150, 30), "blue": (20, 40, 210), "yellow": (250, 225, 20)}
+
+
+class Golden(NamedTuple):
+    """A picture, uint8 [H, W, 3], GenEval's metadata for it, and the verdict that is known to be right."""
+
+    name: str
+    image: np.ndarray
+    metadata: dict
+    correct: bool = True
+
+
+def portrait() -> list[Golden]:
+    """The portrait that matplotlib carries (Grace Hopper; public domain), which shows one person, and an empty picture.
+
+    Raises InputError when matplotlib was installed without its sample data.
+    """
+    from matplotlib import get_data_path
+
+    path = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
+    if not path.is_file():
+        raise InputError(
+            f"scorers.detector_golden: the built-in picture {path} is missing; install matplotlib from PyPI, or name a folder"
+        )
+    blank = np.full((512, 512, 3), 128, np.uint8)
+    return [Golden("one person", _picture(path), _PERSON), Golden("an empty picture", blank, _PERSON, correct=False)]
+
+
+def read(folder: Path) -> list[Golden]:
+    """The pictures of a folder in GenEval's layout; metadata.jsonl may have `correct: false` for a known wrong picture.
+
+    Raises InputError, naming the file, when there are none or the metadata is not GenEval's.
+    """
+    found = []
+    for path in sorted(folder.glob("*/samples/*.png")):
+        described = path.parents[1] / "metadata.jsonl"
+        try:
+            metadata = json.loads(described.read_text())
+            answer = Golden(path.relative_to(folder).as_posix(), _picture(path), metadata, metadata.get("correct", True))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"scorers.detector_golden: {described} or {path} cannot be read: {error}") from None
+        found.append(answer)
+    if not found:
+        raise InputError(f"scorers.detector_golden: {folder} has no 00000/samples/0000.png; leave the key out for the built-in")
+    return found
+
+
+def check_colors(colors_of: Callable) -> None:
+    """Classify drawn discs of four plain colours; raises RuntimeError, naming the colour, when one is called another."""
+    from star.scoring.geneval import Detection
+
+    canvas = Image.new("L", (256, 256))
+    ImageDraw.Draw(canvas).ellipse((48, 48, 207, 207), fill=255)
+    mask = np.asarray(canvas) > 0
+    disc = Detection("sports ball", (48, 48, 208, 208), 1.0, mask)
+    pictures = [np.where(mask[..., None], rgb, 200).astype(np.uint8) for rgb in _DISCS.values()]
+    for color, named in zip(_DISCS, colors_of([(picture, disc) for picture in pictures]), strict=True):
+        if named != color:
+            raise RuntimeError(
+                f"scorers.color_model calls a {color} disc {named}; check the weights and the precision, "
+                f"or name pictures with answers of your own in scorers.detector_golden"
+            )
+
+
+def _picture(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

@@ -1,0 +1,66 @@
+"""GenEval's own detector: Mask2Former Swin-S with mmdet's weights, in the environment of envs/mmdet.yaml.
+
+Not run by the project's tests: mmcv's compiled operators exist for no current torch. What is tested is the translation of its
+results; the calls follow mmdet 3.3's documentation.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from star.config import Scorers
+from star.errors import InputError
+from star.scoring.geneval import Detection
+from star.scoring.mask2former import RENAMED
+
+_CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
+_CHECKPOINT = "c9d0c4f2"  # how the SHA-256 of the weights begins that GenEval's evaluator downloads; their file name says it
+
+
+def translate(instances: object, classes: Sequence[str]) -> list[Detection]:
+    """mmdet's `pred_instances` (labels, bboxes, scores, masks, as tensors [K, ...]) as detections; empty masks are dropped."""
+    parts = (getattr(instances, name).cpu().numpy() for name in ("labels", "bboxes", "scores", "masks"))
+    return [
+        Detection(classes[int(label)], tuple(map(float, box)), float(score), mask.astype(bool))
+        for label, box, score, mask in zip(*parts, strict=True)
+        if mask.any()
+    ]
+
+
+class MMDetector:
+    """The detector of the checkpoint file `scorers.detector_model`; `classes` are GenEval's names of what it knows."""
+
+    def __init__(self, scorers: Scorers) -> None:
+        checkpoint = Path(scorers.detector_model)
+        if not checkpoint.is_file():
+            raise InputError(
+                f"scorers.detector_model: {checkpoint} is no file; for `detector: mmdet` give the .pth file that GenEval's "
+                f"evaluation/download_models.sh fetches"
+            )
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        if not digest.startswith(_CHECKPOINT):  # it is a pickle: nothing but the known file is opened
+            raise InputError(f"scorers.detector_model: {checkpoint} is not GenEval's checkpoint (SHA-256 {_CHECKPOINT}...)")
+        try:
+            import mmdet
+            from mmdet.apis import inference_detector, init_detector
+        except ImportError as error:
+            raise InputError(
+                f"scorers.detector: mmdet cannot be imported ({error}); run in the environment of envs/mmdet.yaml, "
+                "or take mask2former"
+            ) from None
+        from star.scoring.weights import device
+
+        config = Path(mmdet.__file__).parent / _CONFIG
+        self._model, self._infer = init_detector(str(config), str(checkpoint), device=device()), inference_detector
+        self._labels = [RENAMED.get(name, name) for name in self._model.dataset_meta["classes"]]
+        self.classes = frozenset(self._labels)
+        versions = " ".join(f"{name}-{version(name)}" for name in ("mmdet", "mmcv", "torch"))
+        self.fingerprint = f"mmdet {checkpoint.name}@{digest[:12]} {device()} {versions}"
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """Detections in uint8 [H, W, 3] pictures (RGB; mmdet takes BGR)."""
+        seen = (self._infer(self._model, np.ascontiguousarray(image[..., ::-1])) for image in images)
+        return [translate(result.pred_instances, self._labels) for result in seen]
