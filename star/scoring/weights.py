@@ -36,7 +36,7 @@ def load_model(cls: type, source: str, revision: str | None, key: str) -> Any:
 
     transformers would fill those at random, with a warning that nobody reads.
     """
-    model, info = load(cls, source, revision, key, output_loading_info=True)
+    model, info = load(cls, source, revision, key, output_loading_info=True, use_safetensors=True)
     missing = sorted(set(info["missing_keys"]) & dict(model.named_parameters()).keys())
     if missing:
         raise InputError(
