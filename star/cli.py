@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from star import config as configuration
+from star import torchvision_schemas
 from star.errors import InputError
 
 
@@ -181,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     _quiet_libraries()
     args = _parser().parse_args(argv)
+    torchvision_schemas.declare()
     try:
         return args.function(args) or 0
     except InputError as error:

@@ -11,7 +11,7 @@ from star.config import Scorers
 from star.errors import InputError
 from star.miniature.captions import TAGS, caption, descriptions
 from star.miniature.scenes import compose, render
-from star.scoring import folder, make_scorer
+from star.scoring import make_scorer, pictures
 from star.scoring.folder import print_summary, score
 
 SCORERS = Scorers(detector="miniature")
@@ -67,7 +67,7 @@ def test_resumes_and_ends_the_same(images: Path, tmp_path: Path, monkeypatch: py
     partial = tmp_path / "out.jsonl.partial"
     partial.write_text("".join(lines[:7]) + lines[7][:40])  # killed while writing
     read = []
-    monkeypatch.setattr(folder, "_read", lambda path, read_=folder._read: read.append(path) or read_(path))
+    monkeypatch.setattr(pictures, "read", lambda path, read_=pictures.read: read.append(path) or read_(path))
     score("geneval", images, out, SCORERS)
     assert len(read) == 24 - 7
     assert out.read_bytes() == whole.read_bytes() and not partial.exists()
