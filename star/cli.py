@@ -63,8 +63,21 @@ def _sample(args: argparse.Namespace) -> None:
 def _score(args: argparse.Namespace) -> None:
     from star.scoring import folder
 
-    summary = folder.score(args.task, args.images, args.out, configuration.load(args.config, args.set).scorers)
-    folder.print_summary(summary)
+    scorers = configuration.load(args.config, args.set).scorers
+    if args.all and args.guards:
+        raise InputError("--guards: needs --task, whose pictures these are; --all already has the other tasks' scores")
+    if args.all:
+        for task, summary in folder.score_all(args.images, args.out, scorers, args.prompts).items():
+            if summary is None:
+                print(f"{task}: not scored, no prompt has what it needs")
+            else:
+                folder.print_summary(summary)
+        return
+    folder.print_summary(folder.score(args.task, args.images, args.out, scorers, args.prompts))
+    if args.guards:
+        from star.scoring import guards
+
+        guards.write(guards.measure(args.task, args.images, scorers, args.prompts), args.guards)
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -149,10 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--seed", type=int, default=0)
     s.add_argument("--start-over", action="store_true", help="drop pictures of other weights or settings")
 
-    s = stage("score", _score, "score a folder of images")
-    s.add_argument("--task", choices=configuration.TASKS, required=True)
-    s.add_argument("--images", type=Path, required=True)
+    s = stage("score", _score, "score a folder of images, made by anything")
+    which = s.add_mutually_exclusive_group(required=True)
+    which.add_argument("--task", choices=configuration.TASKS)
+    which.add_argument("--all", action="store_true", help="every task whose scorer the prompts allow; --out is a folder then")
+    s.add_argument("--images", type=Path, required=True, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
+    s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
     s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--guards", type=Path, help="also measure the collapse guards into this JSON file")
 
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from star.config import Scorers
 
 
+GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
+
+
 class Scorer(Protocol):
     """What `make_scorer` returns."""
 

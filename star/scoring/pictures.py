@@ -141,7 +141,9 @@ def _flat(images: Path, task: str, prompts: Path, lines: list[dict]) -> Iterator
     named = ["file" in line for line in lines]
     if any(named):
         if not all(named):
-            raise InputError(f"{prompts}:{named.index(False) + 1}: no `file`, which other lines have; name every picture or none")
+            raise InputError(
+                f"{prompts}:{named.index(False) + 1}: no `file`, which other lines have; name every picture or none"
+            )
         pairs = [(images / line["file"], line) for line in lines]
         for number, (path, _) in enumerate(pairs, start=1):
             if not path.is_file():
