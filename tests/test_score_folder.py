@@ -218,6 +218,7 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
         ("p.jsonl", "one\n", r"p\.jsonl:1: not JSON"),
         ("p.jsonl", "[1]\n", r"p\.jsonl:1: no prompt"),
         ("p.jsonl", '{"prompt": "a", "metadata": 3}', r"p\.jsonl:1: `metadata`"),
+        ("p.jsonl", '{"prompt": "a", "file": 3}', r"p\.jsonl:1: `file`"),
         ("p.jsonl", '{"prompt": "a", "file": "2.png"}\n{"prompt": "b"}', r"p\.jsonl:2: no `file`"),
         ("p.jsonl", '{"prompt": "a", "file": "3.png"}', r"p\.jsonl:1: `file` names .*3\.png"),
         ("p.jsonl", '{"prompt": "a", "file": "2.png"}\n{"prompt": "b", "file": "2.png"}', "a picture twice"),

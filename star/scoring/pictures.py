@@ -127,8 +127,9 @@ def _prompts(file: Path) -> list[dict]:
         prompt = found.get("prompt") if isinstance(found, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{file}:{number}: no prompt; every line needs one")
-        if not isinstance(found.get("metadata", {}), dict):
-            raise InputError(f"{file}:{number}: `metadata` is not a JSON object; write it as GenEval does")
+        for key, kind in (("metadata", dict), ("file", str), ("id", str), ("tag", str)):
+            if not isinstance(found.get(key, kind()), kind):
+                raise InputError(f"{file}:{number}: `{key}` is not {'an object' if kind is dict else 'text'}; correct the line")
         lines.append(found)
     return lines
 
