@@ -146,7 +146,7 @@ def test_fingerprint_and_missing_engine(line_scorer: object, monkeypatch: pytest
         make_scorer("ocr", Scorers(ocr_engine="easyocr"))
 
 
-# EasyOCR's handling of ours, with a Reader that reads nothing; tests/easyocr drives the real one (`make test-easyocr`).
+# EasyOCR's handling of ours, with a Reader that reads nothing; tests/easyocr_engine drives the real one (`make test-easyocr`).
 class _Reader:
     """Finds what the first row of a picture says: (x, y, letter) in the three channels of a pixel, or nothing where black."""
 
