@@ -148,7 +148,12 @@ def test_fingerprint_and_missing_engine(line_scorer: object, monkeypatch: pytest
 
 # EasyOCR's handling of ours, with a Reader that reads nothing; tests/easyocr_engine drives the real one (`make test-easyocr`).
 class _Reader:
-    """Finds what the first row of a picture says: (x, y, letter) in the three channels of a pixel, or nothing where black."""
+    """Finds what the first row of a picture says: (x, y, letter) in the three channels of a pixel, or nothing where black.
+
+    The golden picture is white; in it, it finds `golden`.
+    """
+
+    golden = "STAR"
 
     built: ClassVar[list[dict]] = []
     batches: ClassVar[list[tuple]] = []
@@ -160,11 +165,13 @@ class _Reader:
 
     def detect(self, images: np.ndarray, reformat: bool) -> tuple[list, list]:
         self.batches.append(images.shape)
-        boxes = [[(int(x), int(y), chr(c)) for x, y, c in image[0] if c] for image in images]
+        boxes = [[(int(x), int(y), chr(c)) for x, y, c in image[0] if c and (x, y, c) != (255, 255, 255)] for image in images]
         return boxes, [[] for _ in boxes]
 
     def recognize(self, grey: np.ndarray, horizontal: list = (), free: list = (), reformat: bool = True) -> list[tuple]:
         assert grey.ndim == 2 and not reformat
+        if grey.shape == (96, 256):
+            return [(_box(0, 0, 256, 96), self.golden, 0.9)]
         if grey[0, 0] == 255:
             raise RuntimeError("engine failure")
         return [(_box(x, y, x + 8, y + 10), letter, 0.9) for x, y, letter in horizontal]
@@ -181,6 +188,7 @@ def easyocr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "easyocr", module)
     monkeypatch.setitem(sys.modules, "easyocr.config", config)
     monkeypatch.setattr(engines, "version", lambda package: f"{package}-version")
+    monkeypatch.setattr(_Reader, "golden", "STAR")
     _Reader.built.clear(), _Reader.batches.clear()
     (tmp_path / "craft_mlt_25k.pth").write_bytes(b"detector")
     (tmp_path / "english_g2.pth").write_bytes(b"recogniser")
@@ -200,7 +208,7 @@ def test_easyocr_boxes_are_ordered_and_pictures_batched_by_size(easyocr: Path) -
     scored = scorer(pictures, [{"prompt": 'a sign that says "ABC"', "metadata": {}}] * 3)
     assert [line["read"] for line in scored] == ["A B C", "", "D"]
     assert [line["score"] for line in scored] == [1.0, 0.0, 0.0]
-    assert _Reader.batches == [(2, 32, 32, 3), (1, 48, 48, 3)]
+    assert _Reader.batches == [(1, 96, 256, 3), (2, 32, 32, 3), (1, 48, 48, 3)]  # the golden picture first
     assert scorer([], []) == []
     with pytest.raises(RuntimeError, match="engine failure"):
         scorer([np.full((8, 8, 3), 255, np.uint8)], [{"prompt": 'a "B"', "metadata": {}}])
@@ -218,6 +226,12 @@ def test_easyocr_fingerprint_holds_engine_versions_and_weights(easyocr: Path) ->
     assert make_scorer("ocr", scorers).fingerprint != fingerprint
     assert _Reader.built[0]["forced"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert _Reader.built[0]["languages"] == ["en"] and _Reader.built[0]["gpu"] is False
+
+
+def test_an_engine_that_misreads_the_golden_picture_does_not_score(easyocr: Path) -> None:
+    _Reader.golden = "STAB"
+    with pytest.raises(RuntimeError, match=r"craft_mlt_25k.*reads 'STAB' in a golden picture of 'STAR'"):
+        make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
 
 
 def test_easyocr_without_weights_is_bad_input(easyocr: Path) -> None:

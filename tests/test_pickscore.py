@@ -86,6 +86,13 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
     assert [s["score"] for s in rounded] != exact
 
 
+def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
+    scorer = _scorer(random_folder)
+    scorer._model.visual_projection.weight.data[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red circle"}])
+
+
 def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for changed, words in (

@@ -7,13 +7,17 @@ right where the picture holds one word.
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
 from star.config import Scorers
 from star.errors import InputError
 from star.scoring import engines
+
+GOLDEN = "STAR"
 
 
 def target_of(record: dict) -> str:
@@ -50,11 +54,22 @@ def similarity(read: str, target: str) -> float:
     return 1 - distance / len(target)
 
 
+def golden() -> np.ndarray:
+    """A picture that every engine reads as GOLDEN, uint8 [96, 256, 3]."""
+    import matplotlib
+
+    picture = Image.new("RGB", (256, 96), "white")
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 72)
+    ImageDraw.Draw(picture).text((128, 48), GOLDEN, font=font, fill="black", anchor="mm")
+    return np.asarray(picture)
+
+
 class OcrScorer:
     """`score` and `reward` are the similarity of the target with what the engine reads.
 
     scorers.ocr_size in pixels: pictures are scaled to this height before they are read; RapidOCR's mode `line` stretches
     them to this width at the 48 pixels height of its recogniser; None keeps size or proportions.
+    Raises InputError when package or weights are missing, RuntimeError when the golden picture is not read.
     """
 
     def __init__(self, scorers: Scorers) -> None:
@@ -64,6 +79,9 @@ class OcrScorer:
         else:
             self._engine = engines.rapidocr(mode, size, device)
         self.fingerprint = f"ocr {self._engine.fingerprint}"
+        (read,) = self._engine.read([golden()])
+        if similarity(read, GOLDEN) < 1:
+            raise RuntimeError(f"the engine {self.fingerprint} reads {read!r} in a golden picture of {GOLDEN!r}")
 
     def check(self, records: Sequence[dict]) -> None:
         """Raise InputError when a prompt has no quoted target."""

@@ -121,6 +121,8 @@ class PickScorer:
         texts_UD = torch.cat([self._texts(words[i : i + _BATCH]) for i in range(0, len(words), _BATCH)])
         rows = [unique[prompt] for prompt in prompts]
         scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
+        if not torch.isfinite(scores).all():
+            raise RuntimeError(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
         return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
 
     @torch.inference_mode()
