@@ -73,8 +73,8 @@ def _digest(weights: Sequence[Path]) -> str:
 def rapidocr(mode: str, size: int | None, device: str) -> Engine:
     """RapidOCR (PP-OCR on onnxruntime), on the GPU where onnxruntime was built for one.
 
-    Lines are read in batches. Pages one by one: the recogniser pads a batch to its widest crop, and what a picture scores
-    must not depend on the others. Raises InputError for `device` cuda without such an onnxruntime.
+    Lines of one shape are read in batches, pages one by one: the recogniser pads a batch to its widest crop, and what a
+    picture scores must not depend on the others. Raises InputError for `device` cuda without such an onnxruntime.
     """
     import onnxruntime
     from rapidocr import RapidOCR
@@ -103,7 +103,11 @@ def rapidocr(mode: str, size: int | None, device: str) -> Engine:
         bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]
         if size is not None:
             bgr = [cv2.resize(image, (size, LINE_HEIGHT)) for image in bgr]
-        return list(engine.text_rec(TextRecInput(img=bgr)).txts) if bgr else []
+        texts = [""] * len(bgr)
+        for rows in _of_one_size(bgr, _LINES):
+            for i, text in zip(rows, engine.text_rec(TextRecInput(img=[bgr[i] for i in rows])).txts, strict=True):
+                texts[i] = text
+        return texts
 
     def page(image: np.ndarray) -> str:
         found = engine(_scaled(np.ascontiguousarray(image[..., ::-1]), size), use_det=True)
@@ -157,7 +161,7 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     def pages(images: Sequence[np.ndarray]) -> list[str]:
         texts = [""] * len(images)
         scaled = [_scaled(image, size) for image in images]
-        for rows in _of_one_size(scaled):
+        for rows in _of_one_size(scaled, _PAGES):
             horizontal, free = reader.detect(np.stack([scaled[i] for i in rows]), reformat=False)
             for i, *boxes in zip(rows, horizontal, free, strict=True):
                 found = reader.recognize(_grey(scaled[i]), *boxes, reformat=False)
@@ -187,12 +191,12 @@ def _weights_only() -> Iterator[None]:
         os.environ.pop(switch) if before is None else os.environ.update({switch: before})
 
 
-def _of_one_size(images: Sequence[np.ndarray]) -> Iterator[list[int]]:
-    """Rows of `images` in batches of one shape."""
+def _of_one_size(images: Sequence[np.ndarray], batch: int) -> Iterator[list[int]]:
+    """Rows of `images` in batches of one shape, at most `batch` long."""
     rows = sorted(range(len(images)), key=lambda i: images[i].shape)
     for _, same in itertools.groupby(rows, key=lambda i: images[i].shape):
         same = list(same)
-        yield from (same[i : i + _PAGES] for i in range(0, len(same), _PAGES))
+        yield from (same[i : i + batch] for i in range(0, len(same), batch))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
