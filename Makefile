@@ -1,6 +1,7 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
 # make lint        ruff                 make report  one HTML page of the results
+# make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
@@ -10,7 +11,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce test lint ui report schema
+.PHONY: install reproduce test test-easyocr lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -33,6 +34,12 @@ reproduce: install
 
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+test-easyocr:
+	test -d .venv-easyocr || $(PYTHON) -m venv .venv-easyocr
+	.venv-easyocr/bin/python -m pip install --quiet --disable-pip-version-check -r tests/easyocr_engine/requirements.txt
+	.venv-easyocr/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/easyocr_engine/weights.txt
+	PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE .venv-easyocr/bin/python -m pytest tests/easyocr_engine
 
 lint: install
 	$(BIN)/ruff check .

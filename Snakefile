@@ -49,5 +49,6 @@ rule all:
         all_trained(),
         all_samples(),
         all_scores(),
+        all_guards(),
         all_maps(),
         all_logged(),

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from star import config as configuration
+from star import torchvision_schemas
 from star.errors import InputError
 
 
@@ -71,8 +72,21 @@ def _score(args: argparse.Namespace) -> None:
 
         folder.print_summary(rescore(args.detections, args.out))
         return
-    summary = folder.score(args.task, args.images, args.out, configuration.load(args.config, args.set).scorers)
-    folder.print_summary(summary)
+    scorers = configuration.load(args.config, args.set).scorers
+    if args.all and args.guards:
+        raise InputError("--guards: needs --task, whose pictures these are; --all already has the other tasks' scores")
+    if args.all:
+        for task, summary in folder.score_all(args.images, args.out, scorers, args.prompts).items():
+            if summary is None:
+                print(f"{task}: not scored, no prompt has what it needs")
+            else:
+                folder.print_summary(summary)
+        return
+    folder.print_summary(folder.score(args.task, args.images, args.out, scorers, args.prompts))
+    if args.guards:
+        from star.scoring import guards
+
+        guards.write(guards.measure(args.task, args.images, scorers, args.prompts), args.guards)
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -157,11 +171,15 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--seed", type=int, default=0)
     s.add_argument("--start-over", action="store_true", help="drop pictures of other weights or settings")
 
-    s = stage("score", _score, "score a folder of images, or stored detections")
-    s.add_argument("--task", choices=configuration.TASKS, required=True)
-    s.add_argument("--images", type=Path, help="folder of pictures in GenEval's layout")
+    s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
+    which = s.add_mutually_exclusive_group(required=True)
+    which.add_argument("--task", choices=configuration.TASKS)
+    which.add_argument("--all", action="store_true", help="every task whose scorer the prompts allow; --out is a folder then")
+    s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
+    s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
     s.add_argument("--detections", type=Path, metavar="FILE", help="judge GenEval's result lines again instead of pictures")
     s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--guards", type=Path, help="also measure the collapse guards into this JSON file")
 
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)
@@ -191,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     _quiet_libraries()
     args = _parser().parse_args(argv)
+    torchvision_schemas.declare()
     try:
         return args.function(args) or 0
     except InputError as error:

@@ -137,8 +137,14 @@ class Scorers(_Section):
     ocr_engine: Literal["rapidocr", "easyocr"] = "easyocr"
     ocr_mode: Literal["line", "page"] = "page"
     ocr_size: Positive | None = None
+    ocr_weights: str | None = None
     pickscore_model: str = "yuvalkirstain/PickScore_v1"
+    pickscore_revision: str | None = "a4e4367c6dfa7288a00c550414478f865b875800"
     pickscore_processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    pickscore_processor_revision: str | None = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
+    pickscore_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    diversity: Literal["pickscore", "pixels"] = "pickscore"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(1, ge=0)
 
 
@@ -165,7 +171,7 @@ class RunSettings(_Section):
 
     def digest(self) -> str:
         """The first 12 hex digits of the SHA-256 of what training depends on; a run may be extended by more epochs."""
-        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers"}, "prompts": {"mirror"}}
+        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers", "diversity"}, "prompts": {"mirror"}}
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from star.config import Config
+from star.torchvision_schemas import declare
 
 
 def _packages() -> Iterator[tuple[bool, str]]:
@@ -21,10 +22,8 @@ def _packages() -> Iterator[tuple[bool, str]]:
         except importlib.metadata.PackageNotFoundError:
             yield False, f"package {name} is missing: run `make install`"
     if importlib.util.find_spec("torchvision") is not None:
-        import torch
-
-        if torch.version.cuda is None:
-            yield False, "torchvision beside a CPU build of torch breaks transformers: `pip uninstall torchvision`"
+        how = "beside a CPU build of torch: its operators are missing, its schemas are declared" if declare() else "works"
+        yield True, f"package torchvision {importlib.metadata.version('torchvision')} {how}"
 
 
 def _weights(config: Config) -> Iterator[tuple[bool, str]]:

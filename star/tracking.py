@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from star.config import Config, run_settings
 from star.errors import InputError
-from star.tables.results import read_jsonl, read_scores
+from star.tables.results import read_guards, read_jsonl, read_scores
 from star.tables.statistics import by_tag, overall
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _ABOUT_TASK = """Runs of the experiment `{experiment}` on the task `{task}`.
 
 One run a method and seed; `base` is the untrained model. To compare methods select their runs and press *Compare*:
 - `test/{task}` is the score on the test prompts by epoch (step 0: untrained), `test/{task}/<tag>` the same for one tag;
+- `guard/...` are collapse guards on the same pictures: diversity within a prompt, edge density, colour entropy, other scorers;
 - `reward_mean` is the mean reward of the images sampled for training, `kl` the distance from the untrained model;
 - parameters that differ between two methods are what the method is; all others are equal by construction.
 
@@ -47,9 +48,9 @@ _ABOUT_TABLES = (
 def mirror(config: Config, task: str, method: str, seed: int, run: Path, finished: bool = True) -> str:
     """Bring the MLflow run of one training, or of `base`, up to date with its folder; returns the MLflow run id.
 
-    Reads metrics.jsonl (not for `base`), scores/step<n>.jsonl, maps/* and, when `finished`, the adapter of the last
-    checkpoint, all in `run`; writes <results>/mlflow.db and <results>/mlartifacts/. While training goes on call it with
-    `finished=False`: the run's status is then RUNNING. Raises InputError when metrics or adapter are missing.
+    Reads metrics.jsonl (not for `base`), scores/step<n>.jsonl, guards/step<n>.json, maps/* and, when `finished`, the
+    adapter of the last checkpoint, all in `run`; writes <results>/mlflow.db and <results>/mlartifacts/. While training goes
+    on call it with `finished=False`: the run's status is then RUNNING. Raises InputError when metrics or adapter are missing.
     """
     run = Path(run)
     settings = run_settings(config, task, method)
@@ -199,7 +200,7 @@ def _training_values(rows: list[dict]) -> dict[tuple[str, int], float]:
 
 
 def _test_values(run: Path, task: str) -> dict[tuple[str, int], float]:
-    """(metric, step) -> value of every scored checkpoint: test/<task>, and test/<task>/<tag> where tags are averaged."""
+    """(metric, step) -> value of every checkpoint: test/<task>, test/<task>/<tag> where tags are averaged; guard/<guard>."""
     values = {}
     for path in sorted((run / "scores").glob("step*.jsonl")):
         step, scores = int(path.stem.removeprefix("step")), read_scores(path)
@@ -212,6 +213,10 @@ def _test_values(run: Path, task: str) -> dict[tuple[str, int], float]:
             for key, value in json.loads(summary.read_text()).items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     values[f"test/{key}", step] = float(value)
+    for path in sorted((run / "guards").glob("step*.json")):
+        for guard, value, *_ in read_guards(path):
+            if value is not None:
+                values[f"guard/{guard}", int(path.stem.removeprefix("step"))] = float(value)
     return values
 
 

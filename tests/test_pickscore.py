@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from star.miniature.base import clip_tokenizer
 from star.miniature.captions import TAGS, caption, split
 from star.miniature.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
 from star.miniature.scenes import compose, render
-from star.scoring import make_scorer
+from star.scoring import make_scorer, pickscore
 
 EMBEDDED = "resources/miniature/pickscore"
 
@@ -55,6 +56,55 @@ def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatc
         method = getattr(scorer._model, name)
         monkeypatch.setattr(scorer._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
     assert scorer([image], [record]) == expected
+
+
+def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    images = list(rng.integers(0, 256, (7, 64, 64, 3)).astype(np.uint8))
+    records = [{"prompt": p} for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
+    scorer = _scorer(random_folder)
+    whole = [s["score"] for s in scorer(images, records)]
+    monkeypatch.setattr(pickscore, "_BATCH", 3)
+    assert np.allclose([s["score"] for s in scorer(images, records)], whole, atol=1e-4)
+    assert scorer.compare(scorer.embed(images), records)[6]["score"] == pytest.approx(whole[6], abs=1e-4)
+    assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._model.config.projection_dim)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.25), ("float16", 0.05)])
+def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -> None:
+    rng = np.random.default_rng(2)
+    images = list(rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8))
+    records = [{"prompt": p} for p in ("a red circle", "two rings", "a cross", "a ring")]
+    exact = [s["score"] for s in _scorer(random_folder)(images, records)]
+    folder = str(random_folder)
+    settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
+    scorer = make_scorer("pickscore", Scorers(**settings, pickscore_dtype=dtype))
+    assert scorer._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
+    assert scorer._scale == pytest.approx(13.0)  # not that of a rounded logarithm
+    rounded = scorer(images, records)
+    assert np.allclose([s["score"] for s in rounded], exact, atol=tolerance)
+    assert [s["score"] for s in rounded] != exact
+
+
+def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
+    scorer = _scorer(random_folder)
+    scorer._model.visual_projection.weight.data[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red circle"}])
+
+
+def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for changed, words in (
+        ({"pickscore_revision": None}, "pickscore_revision: pin the commit of some/clip"),
+        ({"pickscore_model": EMBEDDED, "pickscore_processor_revision": None}, "pickscore_processor_revision: pin the commit"),
+        ({"pickscore_model": EMBEDDED, "device": "cuda"}, "device: cuda, but torch sees no GPU"),
+    ):
+        settings = {"pickscore_model": "some/clip", "pickscore_processor": "some/processor"} | changed
+        with pytest.raises(InputError, match=rf"scorers\.{words}"):
+            make_scorer("pickscore", Scorers(**settings))
+    revisions = (Scorers().pickscore_revision, Scorers().pickscore_processor_revision)
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 
 
 def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:

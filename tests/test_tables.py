@@ -79,6 +79,14 @@ def _metric_rows(method: str) -> list[dict]:
     ]
 
 
+def _guards(path: Path, task: str, gain: float, images: int) -> None:
+    other = "pickscore" if task == "geneval" else "geneval"
+    cross = {other: {"mean": 20 * gain, "images": images, "scorer": f"{other}-scorer"}}
+    measured = {"diversity": 0.5 - gain if task == "geneval" else None, "edge_density": gain, "color_entropy": 2.0}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "prompts": 8, "features": "clip", **measured, "cross": cross}))
+
+
 def _fill(config: Config) -> None:
     for task in config.tasks:
         for method in results.methods(config):
@@ -89,6 +97,7 @@ def _fill(config: Config) -> None:
                 for step in results.steps(config, task, method):
                     rows = _score_rows(task, GAIN[method] * step / EPOCHS, seed)
                     _jsonl(run / "scores" / f"step{step}.jsonl", rows)
+                    _guards(run / "guards" / f"step{step}.json", task, GAIN[method] * step / EPOCHS, len(rows))
                     for row in rows[::IMAGES]:  # sample 0 is what the grid shows
                         picture = run / "samples" / f"step{step}" / row["filename"]
                         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -164,10 +173,29 @@ def test_tables_can_be_read(written: Path):
     text = (written / "tables/main.md").read_text()
     assert "| star - flow_grpo   | +0.250 [+0.250, +0.250] *" in text
     assert "| random - flow_grpo | +0.000 [+0.000, +0.000]  " in text
-    for name in ("main", "categories", "cost", "ablation"):
+    for name in ("main", "categories", "cost", "ablation", "guards"):
         tex = (written / f"tables/{name}.tex").read_text()
         assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") >= 1
         assert not any("_" in line.replace(r"\_", "") for line in tex.splitlines() if "label{" not in line)
+
+
+def test_guards_of_every_checkpoint_are_tabulated(written: Path):
+    rows = pd.read_csv(written / "tables/guards.csv").set_index(["task", "method", "step", "guard"])
+    assert rows.loc[("geneval", "star", 8, "diversity"), "mean"] == pytest.approx(0.5 - 0.375 * 0.8)
+    assert rows.loc[("geneval", "star", 10, "pickscore")].tolist() == pytest.approx([7.5, 8 * IMAGES * 2])
+    assert rows.loc[("ocr", "star", 10, "geneval"), "mean"] == pytest.approx(7.5)
+    assert ("ocr", "star", 10, "diversity") not in rows.index  # one picture a prompt
+    assert {step for _, method, step, _ in rows.index if method == "star"} == {4, 8, 10}
+
+
+def test_guards_stand_below_the_main_table(written: Path):
+    scores, _, guards = (written / "tables/main.md").read_text().split("\n## ")[1:]
+    assert scores.startswith("Scores") and guards.startswith("Collapse guards")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in guards.splitlines() if line.startswith("|")]
+    assert lines[0] == ["task", "method", "diversity", "edge_density", "color_entropy", "geneval", "pickscore"]
+    assert ["geneval", "star", "0.125", "0.375", "2.000", "-", "7.500"] in lines
+    assert ["ocr", "star", "-", "0.375", "2.000", "7.500", "-"] in lines
+    assert len(lines) == 2 + 2 * 4  # the final checkpoints of two tasks and four methods
 
 
 def test_figures_are_drawn(written: Path):
@@ -206,6 +234,22 @@ def _refused(config: Config, *words: str) -> None:
 def test_scorers_are_not_mixed(config: Config):
     path = _break_scores(config, {"scorer": "another"})
     _refused(config, str(path), str(results.run_folder(config, "ocr", "base", 0) / "scores/step0.jsonl"), "another")
+
+
+def test_guards_of_different_models_are_not_mixed(config: Config):
+    path = results.run_folder(config, "ocr", "star", 3) / "guards/step4.json"
+    path.write_text(path.read_text().replace("geneval-scorer", "another"))
+    _refused(config, str(path), "`geneval`", "geneval-scorer", "another")
+
+
+def test_missing_guards_of_a_final_checkpoint_are_named_with_their_command(config: Config):
+    path = results.run_folder(config, "ocr", "star", 3) / "guards/step10.json"
+    path.unlink()
+    _refused(config, str(path), "star score --task ocr", f"--guards {path}")
+    (path.parent / "step4.json").unlink()
+    _guards(path, "ocr", 0.375, 20)
+    scores = results.scores(config)
+    assert set(results.guards(config, scores).query("method == 'star' and task == 'ocr' and seed == 3")["step"]) == {8, 10}
 
 
 def test_other_prompts_are_refused(config: Config):

@@ -60,6 +60,9 @@ def _fill(folder: Path, method: str, epochs: int = EPOCHS, step: int = EPOCHS) -
     known = {"sample": 0, "prompt": "p", "filename": "f", "scorer": "s"}
     scores = [{"tag": t, "score": float(i > 0), "prompt_id": f"{i}", **known} for i, t in enumerate(tags)]
     _write(run / f"scores/step{step}.jsonl", scores)
+    measured = {"diversity": None, "edge_density": 0.25, "color_entropy": 1.5}
+    cross = {"pickscore": {"mean": 19.5, "images": 4, "scorer": "p"}}
+    _write(run / f"guards/step{step}.json", [{"images": 4, "features": "clip", **measured, "cross": cross}])
     return run
 
 
@@ -82,6 +85,8 @@ def _expected(epochs: int = EPOCHS) -> list[tuple[str, int, float]]:
         if key != "epoch" and value is not None
     ]
     tests = {"": (2 / 3 + 1) / 2, "/counting": 2 / 3, "/colors": 1.0}
+    guards = {"edge_density": 0.25, "color_entropy": 1.5, "pickscore": 19.5}  # no diversity of single pictures
+    rows += [(f"guard/{guard}", EPOCHS, value) for guard, value in guards.items()]
     return sorted(rows + [(f"test/geneval{tag}", EPOCHS, value) for tag, value in tests.items()])
 
 
@@ -144,6 +149,9 @@ def test_base_has_its_scores(mirrored: tuple[Config, dict[str, str]]):
     folder = Path(config.results)
     tracking.mirror(config, "geneval", "base", 0, _fill(folder, "base", step=0))
     assert [row[:2] for row in _stored(folder)["base"]] == [
+        ("guard/color_entropy", 0),
+        ("guard/edge_density", 0),
+        ("guard/pickscore", 0),
         ("test/geneval", 0),
         ("test/geneval/colors", 0),
         ("test/geneval/counting", 0),

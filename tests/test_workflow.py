@@ -27,8 +27,10 @@ def put(path, text="x"):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
 
-if stage == "prompts" or stage == "score":
+if stage == "prompts":
     put(given["--out"])
+elif stage == "score":
+    put(given["--out"]), put(given["--guards"])
 elif stage == "train":
     training = yaml.safe_load(Path(given["--config"]).read_text())["training"]
     for step in range(training["checkpoint_every"], training["epochs"] + 1, training["checkpoint_every"]):
@@ -42,7 +44,7 @@ elif stage == "sample":
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "tables":
-    for name in ("main", "categories", "cost", "ablation"):
+    for name in ("main", "categories", "cost", "ablation", "guards"):
         for form in ("csv", "md", "tex"):
             put(f"{given['--out']}/tables/{name}.{form}", "task,mean\\ngeneval,0.5\\n")
     for name in ("learning_curves", "scores", "categories", "samples"):

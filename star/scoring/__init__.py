@@ -7,12 +7,16 @@ never share a table column.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from star import torchvision_schemas
 from star.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from star.config import Scorers
+
+
+GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
 
 
 class Scorer(Protocol):
@@ -27,6 +31,17 @@ class Scorer(Protocol):
         """Score uint8 [H, W, 3] pictures of prompt records: dicts with `score` (reported), `reward` (trained on) and more."""
 
 
+def can_score(task: str, record: dict) -> bool:
+    """Whether a prompt record has what the scorer of `task` needs: objects for geneval, a quoted target for ocr."""
+    if task == "geneval":
+        return bool(record["metadata"].get("include"))
+    if task == "ocr":
+        from star.scoring.ocr import has_target
+
+        return has_target(record)
+    return True
+
+
 def make_scorer(task: str, scorers: "Scorers") -> Scorer:
     """The scorer of `task`: geneval, ocr or pickscore.
 
@@ -39,9 +54,10 @@ def make_scorer(task: str, scorers: "Scorers") -> Scorer:
     if task == "ocr":
         from star.scoring.ocr import OcrScorer
 
-        return OcrScorer(scorers.ocr_engine, scorers.ocr_mode, scorers.ocr_size)
+        return OcrScorer(scorers)
     if task == "pickscore":
+        torchvision_schemas.declare()
         from star.scoring.pickscore import PickScorer
 
-        return PickScorer(scorers.pickscore_model, scorers.pickscore_processor)
+        return PickScorer(scorers)
     raise InputError(f"task {task!r}: no such task; known: geneval, ocr, pickscore")

@@ -13,7 +13,7 @@ import transformers
 from star.config import Scorers
 from star.errors import InputError
 from star.scoring.geneval import COLORS, Detected
-from star.scoring.weights import PRECISIONS, device, digest, load, load_model
+from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask
@@ -54,7 +54,7 @@ class ClipColors:
             )
         self._images = load(_Processor, source, revision, key)
         self.fingerprint = f"color={source}@{digest(model)}"
-        self._device, self._dtype = device(), PRECISIONS[scorers.detector_precision]
+        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]
         self._model = model.to(self._device, self._dtype)
         self._classes: dict[str, torch.Tensor] = {}
 

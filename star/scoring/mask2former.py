@@ -18,7 +18,7 @@ import transformers
 
 from star.config import Scorers
 from star.scoring.geneval import THRESHOLD, Detection
-from star.scoring.weights import PRECISIONS, device, digest, load, load_model
+from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
 
 TOP = 100
 _LONGEST = 1333 / 800  # longest side to shortest, as in the evaluator's test pipeline
@@ -83,7 +83,11 @@ class Mask2Former:
         resized = {"size": {"shortest_edge": size, "longest_edge": int(size * _LONGEST)}}
         self._processor = load(transformers.Mask2FormerImageProcessorPil, source, revision, key, **resized)
         weights = digest(model)
-        self._dtype, self._device, self._batch = PRECISIONS[scorers.detector_precision], device(), scorers.detector_batch
+        self._dtype, self._device, self._batch = (
+            PRECISIONS[scorers.detector_precision],
+            resolve(scorers.device),
+            scorers.detector_batch,
+        )
         self._model = model.to(self._device, self._dtype)
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self._labels = [RENAMED.get(name, name) for name in names]

@@ -51,14 +51,15 @@ class MMDetector:
                 f"scorers.detector: mmdet cannot be imported ({error}); run in the environment of envs/mmdet.yaml, "
                 "or take mask2former"
             ) from None
-        from star.scoring.weights import device
+        from star.scoring.weights import resolve
 
+        device = resolve(scorers.device)
         config = Path(mmdet.__file__).parent / _CONFIG
-        self._model, self._infer = init_detector(str(config), str(checkpoint), device=device()), inference_detector
+        self._model, self._infer = init_detector(str(config), str(checkpoint), device=device), inference_detector
         self._labels = [RENAMED.get(name, name) for name in self._model.dataset_meta["classes"]]
         self.classes = frozenset(self._labels)
         versions = " ".join(f"{name}-{version(name)}" for name in ("mmdet", "mmcv", "torch"))
-        self.fingerprint = f"mmdet {checkpoint.name}@{digest[:12]} {device()} {versions}"
+        self.fingerprint = f"mmdet {checkpoint.name}@{digest[:12]} {device} {versions}"
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """Detections in uint8 [H, W, 3] pictures (RGB; mmdet takes BGR)."""

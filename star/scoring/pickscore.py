@@ -2,9 +2,10 @@
 
 score = exp(logit_scale) * cosine(text, image). The reported score is raw; the training reward is raw / 26, about 1 for a good
 picture under the real model. A folder with the same classes serves as well: the miniature's own model is one.
+
+Shape suffixes: B pictures or prompts, U unique prompts, D features.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,59 +15,56 @@ import torch.nn.functional as F
 import transformers
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from star.config import Scorers
 from star.errors import InputError
+from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
 
 REWARD_DIVISOR = 26.0
 _BATCH = 32
 
 
 def _embedding(output: object) -> torch.Tensor:
-    """The unit projections [B, D]; transformers before 5 returned them bare, since then in an output object."""
-    return F.normalize(output if isinstance(output, torch.Tensor) else output.pooler_output, dim=-1)
+    """The unit projections float32 [B, D]; transformers before 5 returned them bare, since then in an output object."""
+    return F.normalize((output if isinstance(output, torch.Tensor) else output.pooler_output).float(), dim=-1)
 
 
-def _load(cls: type, source: str, key: str) -> object:
-    try:
-        return cls.from_pretrained(source)
-    except OSError as error:
-        why = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"scorers.{key}: cannot load {source!r} as {cls.__name__}; give a folder that holds it, or a hub repository "
-            f"and a network or cache that has it ({why})"
-        ) from None
-
-
-def _weights_hash(source: str, model: CLIPModel) -> str:
-    """The first 12 hex digits of the weights' SHA-256, or of the hub commit."""
-    files = sorted(Path(source).glob("*.safetensors"))
-    if not files:
-        return str(getattr(model.config, "_commit_hash", None))[:12]
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:12]
+def _pinned(source: str, key: str, revision: str | None) -> str:
+    """How the fingerprint says which revision of a hub repository; nothing for a folder. Raises InputError without one."""
+    if Path(source).is_dir():
+        return ""
+    if revision is None:
+        raise InputError(f"scorers.{key}: pin the commit of {source} (40 hex digits); hub repositories change")
+    return f"@{revision[:12]}"
 
 
 class PickScorer:
-    """PickScore with the CLIP model `model`, and tokenizer and image processor of `processor`: folders or hub names."""
+    """PickScore with the CLIP model, tokenizer and image processor that `scorers` names: folders or hub repositories.
 
-    def __init__(self, model: str, processor: str) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = _load(CLIPModel, model, "pickscore_model").eval().to(self._device)
-        self._tokenizer = _load(CLIPTokenizer, processor, "pickscore_processor")
+    The model runs in scorers.pickscore_dtype on scorers.device; cosines and scores are float32.
+    Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together.
+    """
+
+    def __init__(self, scorers: Scorers) -> None:
+        model, processor = scorers.pickscore_model, scorers.pickscore_processor
+        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore_dtype]
+        revision = scorers.pickscore_processor_revision
+        _pinned(model, "pickscore_revision", scorers.pickscore_revision)
+        pinned = _pinned(processor, "pickscore_processor_revision", revision)
+        self._model = load_model(CLIPModel, model, scorers.pickscore_revision, "pickscore_model")
+        weights = digest(self._model)
+        self._scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
+        self._model.to(self._device, self._dtype)
+        self._tokenizer = load(CLIPTokenizer, processor, revision, "pickscore_processor")
         words, rows = len(self._tokenizer), self._model.config.text_config.vocab_size
         if words != rows:  # transformers makes an empty tokenizer of a folder without one
             raise InputError(
                 f"scorers.pickscore_processor: {processor!r} has a tokenizer of {words} tokens, the model knows {rows}; "
                 f"give the folder or hub repository with the model's own tokenizer"
             )
-        self._images = _load(CLIPImageProcessorPil, processor, "pickscore_processor")
-        digest = _weights_hash(model, self._model)
+        self._images = load(CLIPImageProcessorPil, processor, revision, "pickscore_processor")
         self.fingerprint = (
-            f"pickscore {model}@{digest} processor={processor} transformers-{transformers.__version__} "
-            f"torch-{torch.__version__} {self._device}"
+            f"pickscore {model}@{weights} processor={processor}{pinned} transformers-{transformers.__version__} "
+            f"torch-{torch.__version__} {self._device} {scorers.pickscore_dtype}"
         )
 
     def check(self, records: Sequence[dict]) -> None:
@@ -77,15 +75,26 @@ class PickScorer:
 
     def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
         """Score uint8 [H, W, 3] pictures: raw score, and reward = raw / 26."""
+        return self.compare(self.embed(images), records)
+
+    def embed(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Unit image features float32 [B, D] of uint8 [H, W, 3] pictures."""
+        batches = [self._pictures(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+        return torch.cat([torch.empty(0, self._model.config.projection_dim, device=self._device), *batches])
+
+    def compare(self, images_BD: torch.Tensor, records: Sequence[dict]) -> list[dict]:
+        """Score pictures by their features from `embed`, row by row."""
         self.check(records)
-        if not len(images):
+        if not len(records):
             return []
         prompts = [record["prompt"] for record in records]
-        unique = sorted(set(prompts))
-        texts_UD = torch.cat([self._texts(unique[i : i + _BATCH]) for i in range(0, len(unique), _BATCH)])
-        images_BD = torch.cat([self._pictures(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
-        rows = [unique.index(prompt) for prompt in prompts]
-        scores = self._model.logit_scale.exp().item() * (texts_UD[rows] * images_BD).sum(-1)
+        unique = {prompt: row for row, prompt in enumerate(sorted(set(prompts)))}
+        words = list(unique)
+        texts_UD = torch.cat([self._texts(words[i : i + _BATCH]) for i in range(0, len(words), _BATCH)])
+        rows = [unique[prompt] for prompt in prompts]
+        scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
+        if not torch.isfinite(scores).all():
+            raise RuntimeError(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
         return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
 
     @torch.inference_mode()
@@ -97,4 +106,4 @@ class PickScorer:
     @torch.inference_mode()
     def _pictures(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         pixels = self._images(list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        return _embedding(self._model.get_image_features(pixel_values=pixels.to(self._device)))
+        return _embedding(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))

@@ -12,9 +12,11 @@ from star.errors import InputError
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def device() -> str:
-    """Where scorers run: the GPU when there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def resolve(setting: str) -> str:
+    """The torch device of the setting scorers.device. Raises InputError for `cuda` where there is none."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise InputError("scorers.device: cuda, but torch sees no GPU here; use auto or cpu")
+    return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load(cls: type, source: str, revision: str | None, key: str, **settings: object) -> Any:

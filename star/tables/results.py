@@ -8,6 +8,7 @@ import pandas as pd
 
 from star.config import Config, run_settings
 from star.errors import InputError
+from star.scoring import GUARDS
 
 _SCORE_KEYS = {"prompt_id": str, "sample": int, "tag": str, "prompt": str, "filename": str, "scorer": str}
 _PARTS = ["seconds_rollout", "seconds_maps", "seconds_reward", "seconds_update"]
@@ -106,6 +107,54 @@ def _comparable(first_path: Path, first: pd.DataFrame, path: Path, frame: pd.Dat
             f"{first_path} and {path}: other prompts or samples, so they cannot be paired; "
             "sample both again with `star sample` on the same prompts"
         )
+
+
+def guards(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """The collapse guards of the checkpoints in `scores`: task, method, seed, step, guard, value, images; NaN for none.
+
+    `guard` is one of star.scoring.GUARDS, or a task whose scorer was laid over another task's pictures. Raises
+    InputError when the file of a final checkpoint is missing, or when a guard of one task was measured by different models.
+    """
+    rows, by = [], {}
+    for task, method, seed, step in scores[["task", "method", "seed", "step"]].drop_duplicates().itertuples(index=False):
+        run = run_folder(config, task, method, seed)
+        path = run / "guards" / f"step{step}.json"
+        if not path.is_file():
+            if step != steps(config, task, method)[-1]:
+                continue
+            images, out = run / "samples" / f"step{step}", run / "scores" / f"step{step}.jsonl"
+            again = f"star score --task {task} --images {images} --out {out} --guards {path}"
+            raise InputError(f"{path}: no such file; run `{again}`")
+        for guard, value, images, made_by in read_guards(path):
+            first_path, first = by.setdefault((task, guard), (path, made_by))
+            if first != made_by:
+                raise InputError(
+                    f"{first_path} and {path}: `{guard}` measured by different models (`{first}`, `{made_by}`), which no "
+                    "column may mix; measure both again with `star score --guards`"
+                )
+            rows.append((task, method, seed, step, guard, value, images))
+    columns = ["task", "method", "seed", "step", "guard", "value", "images"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": float})
+
+
+def read_guards(path: Path) -> list[tuple[str, float | None, int, str]]:
+    """(guard, value, images, what measured it) of every guard in a file of star.scoring.guards. Raises InputError."""
+    remedy = "write it again with `star score --guards`"
+    try:
+        found = json.loads(path.read_text())
+        images, cross = found["images"], found["cross"]
+        rows = [(name, found[name], images, found["features"] if name == "diversity" else "") for name in GUARDS]
+        rows += [(task, other["mean"], other["images"], other["scorer"]) for task, other in cross.items()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error}); {remedy}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not the guards of a checkpoint ({error!r}); {remedy}") from None
+    for name, value, *_ in rows:
+        if value is None and name == "diversity":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{path}: `{name}` is {value!r}, not a finite number; {remedy}")
+    return rows
 
 
 def final(config: Config, scores: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The four tables as data frames, long where that is what a machine wants; star/tables/text.py makes them readable."""
+"""The five tables as data frames, long where that is what a machine wants; star/tables/text.py makes them readable."""
 
 import pandas as pd
 
@@ -39,6 +39,12 @@ def categories(config: Config, final: pd.DataFrame) -> pd.DataFrame:
                 rows.append({"task": task, "method": method, "tag": tag} | summary(task, scores[scores["tag"] == tag]))
             rows.append({"task": task, "method": method, "tag": "overall"} | summary(task, scores))
     return pd.DataFrame(rows, columns=["task", "method", "tag", *STATISTIC])
+
+
+def guards(measured: pd.DataFrame) -> pd.DataFrame:
+    """Long table of the collapse guards of every scored checkpoint: task, method, step, guard, mean over seeds, n images."""
+    known = measured.dropna(subset="value").groupby(["task", "method", "step", "guard"], sort=False)
+    return known.agg(mean=("value", "mean"), n=("images", "sum")).reset_index()
 
 
 def cost(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,11 @@
-"""The four tables as files: CSV for machines, Markdown and LaTeX (both through pandas) for readers."""
+"""The five tables as files: CSV for machines, Markdown and LaTeX (both through pandas) for readers."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from star.config import Config
+from star.config import TASKS, Config
+from star.scoring import GUARDS
 from star.tables.statistics import RESAMPLES
 
 _INTERVAL = (
@@ -18,6 +19,12 @@ _SCORE = (
 )
 _FEW = "For a tag of five prompts the interval is too narrow: it covers 86 to 90 % in simulation."
 _PAIRED = "Differences are paired by seed, prompt and initial noise; * marks an interval that excludes zero."
+_GUARDS = (
+    "Collapse guards, means over images, say whether pictures change in ways that the score does not see; compare down a "
+    "column. diversity: mean distance between the pictures of a prompt. edge_density: share of pixels on an edge. "
+    "color_entropy: bits. geneval, ocr, pickscore: the scorer of another task, where the prompts allow it. "
+    "- is not defined: one picture a prompt, or prompts without objects or quoted text."
+)
 _COST = {
     "seconds_epoch": ("s/epoch", 2),
     "seconds_total": ("s in all", 0),
@@ -33,19 +40,20 @@ _COST = {
 
 
 def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts: dict[str, int]) -> None:
-    """Write <name>.{csv,md,tex} for the tables `main`, `categories`, `cost`, `ablation` of star/tables/tables.py.
+    """Write <name>.{csv,md,tex} for the tables `main`, `categories`, `cost`, `ablation`, `guards` of star/tables/tables.py.
 
     `prompts` is the number of test prompts of each task.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}"
     scores, differences = _main(tables["main"], prompts)
+    last = tables["guards"][lambda t: t["step"] == t.groupby(["task", "method"])["step"].transform("max")]
     _save(
         folder / "main",
         f"Scores of the final checkpoints ({trainings})",
         tables["main"],
-        {"Scores": scores, "Paired differences": differences},
-        [_SCORE, _INTERVAL, _PAIRED],
+        {"Scores": scores, "Paired differences": differences, "Collapse guards": _guards(last)},
+        [_SCORE, _INTERVAL, _PAIRED, _GUARDS],
     )
     _save(
         folder / "categories",
@@ -77,6 +85,13 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
             _PAIRED,
             "Training reward is the mean over the last fifth of the epochs, on training prompts.",
         ],
+    )
+    _save(
+        folder / "guards",
+        f"Collapse guards of every scored checkpoint ({trainings})",
+        tables["guards"],
+        {task: _guards(rows, "step") for task, rows in tables["guards"].groupby("task", sort=False)},
+        [_GUARDS],
     )
 
 
@@ -140,6 +155,15 @@ def _main(main: pd.DataFrame, prompts: dict[str, int]) -> tuple[pd.DataFrame, pd
         pd.DataFrame(scores).rename_axis("method").reset_index(),
         pd.DataFrame(differences).rename_axis("difference").reset_index(),
     )
+
+
+def _guards(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """Wide: one row a task and method (and `more`), one column a guard."""
+    index = ["task", "method", *more]
+    order = [guard for guard in (*GUARDS, *TASKS) if guard in set(rows["guard"])]
+    cells = rows.assign(cell=[f"{v:.{2 if v >= 10 else 3}f}" for v in rows["mean"]])
+    wide = cells.pivot(index=index, columns="guard", values="cell").reindex(columns=order)
+    return wide.loc[pd.MultiIndex.from_frame(rows[index].drop_duplicates())].fillna("-").reset_index().astype(str)
 
 
 def _tags(rows: pd.DataFrame) -> pd.DataFrame:

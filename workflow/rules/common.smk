@@ -13,7 +13,7 @@ RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
 LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
 RESOLVED = EXPERIMENT / "config.yaml"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-TABLES = ["main", "categories", "cost", "ablation"]
+TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
 TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
 
@@ -53,7 +53,8 @@ def digest(*sections):
 
     def of_job(wildcards):
         settings = run_settings(CONFIG, wildcards.task, wildcards.get("method", "base")).model_dump(mode="json")
-        settings["scorers"].pop("workers")  # how many processes score changes no score
+        for key in ("workers", "diversity"):  # how many processes score, and how a guard looks, change no score
+            settings["scorers"].pop(key)
         settings["prompts"].pop("mirror")  # holds the same files as the published place
         text = json.dumps([settings[name] for name in sections])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -110,6 +111,10 @@ def scores(task, method, seed):
     return [f"{run_folder(task, method, seed)}/scores/step{step}.jsonl" for step in steps(task, method)]
 
 
+def guards(task, method, seed):
+    return [f"{run_folder(task, method, seed)}/guards/step{step}.json" for step in steps(task, method)]
+
+
 def maps(task, method, seed):
     """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
     looks = run_settings(CONFIG, task, method).allocation.source == "attention"
@@ -134,6 +139,10 @@ def all_samples():
 
 def all_scores():
     return [file for run in RUNS_AND_BASE for file in scores(*run)]
+
+
+def all_guards():
+    return [file for run in RUNS_AND_BASE for file in guards(*run)]
 
 
 def all_maps():

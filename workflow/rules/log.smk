@@ -2,6 +2,7 @@ rule log:
     input:
         trained,
         scores=lambda wildcards: scores(wildcards.task, wildcards.method, wildcards.seed),
+        guards=lambda wildcards: guards(wildcards.task, wildcards.method, wildcards.seed),
         maps=lambda wildcards: maps(wildcards.task, wildcards.method, wildcards.seed),
     output:
         touch(f"{RUN}/mlflow.done"),

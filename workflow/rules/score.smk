@@ -1,15 +1,17 @@
 rule score:
     input:
         f"{RUN}/samples/step{{step}}/prompts.jsonl",
-        scorers=lambda wildcards: scorer_weights(wildcards.task),
+        scorers=lambda wildcards: scorer_weights(wildcards.task, "pickscore"),  # the guards look with PickScore
     output:
-        f"{RUN}/scores/step{{step}}.jsonl",
+        scores=f"{RUN}/scores/step{{step}}.jsonl",
+        guards=f"{RUN}/guards/step{{step}}.json",
     log:
         f"{LOGS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.log",
     benchmark:
         f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.tsv"
     params:
         settings=digest("scorers"),
+        diversity=CONFIG.scorers.diversity,
         config=RESOLVED,
         images=f"{RUN}/samples/step{{step}}",
     threads: 4 if GPUS else 1
@@ -22,4 +24,5 @@ rule score:
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
     shell:
-        "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output} > {log} 2>&1"
+        "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
+        "--guards {output.guards} > {log} 2>&1"

@@ -2,6 +2,7 @@ rule tables:
     input:
         all_trained(),
         all_scores(),
+        all_guards(),
     output:
         expand(f"{EXPERIMENT}/tables/{{table}}.{{form}}", table=TABLES, form=["md", "tex"]),
         *[

@@ -1,0 +1,133 @@
+"""Collapse guards: what a rising reward may hide, measured on the pictures of one checkpoint. Ours.
+
+- `diversity`: mean distance between two pictures of a prompt, averaged over prompts; None where a prompt has one picture.
+  Distance is 1 - cosine of the PickScore model's image features, or, with scorers.diversity `pixels`, the root mean square
+  difference of 32 x 32 thumbnails (0..1).
+- `edge_density`: share of pixels where luminance (0..1) changes by more than 0.1 a pixel, averaged over pictures.
+- `color_entropy`: entropy of a picture's colours in 64 bins (4 levels a channel), bits: 0 for one colour, at most 6.
+- `cross`: scores by the scorers of the other tasks, over the pictures whose prompts have what those need: pickscore takes any
+  prompt, geneval needs objects in its metadata, ocr a quoted target.
+
+All are to be compared between checkpoints on the same prompts, resolution and picture numbers, and mean nothing alone.
+
+Shape suffixes: P pictures of one prompt, D features, H W pixels.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from star.config import TASKS, Scorers
+from star.scoring import can_score, make_scorer, pictures
+from star.scoring.folder import summary
+from star.scoring.pictures import Sample
+
+_EDGE, _THUMBNAIL, _LEVELS = 0.1, 32, 4
+_BATCH = 48
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def edge_density(image_HW3: np.ndarray) -> float:
+    """Share of pixels, but for the last row and column, whose step to the right and down is longer than 0.1; uint8 in."""
+    light_HW = image_HW3.astype(np.float32) @ _LUMINANCE / 255
+    right, down = light_HW[:-1, 1:] - light_HW[:-1, :-1], light_HW[1:, :-1] - light_HW[:-1, :-1]
+    return float((np.hypot(right, down) > _EDGE).mean()) if right.size else 0.0
+
+
+def color_entropy(image_HW3: np.ndarray) -> float:
+    """Entropy in bits of the colours of a uint8 picture, 4 levels a channel."""
+    levels = image_HW3.reshape(-1, 3).astype(int) * _LEVELS // 256
+    share = np.bincount(levels @ [_LEVELS**2, _LEVELS, 1], minlength=_LEVELS**3) / len(levels)
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum() + 0.0)
+
+
+def cosine_distance(features_PD: np.ndarray) -> float | None:
+    """Mean of 1 - cosine over all pairs of unit features; None for a single one."""
+    n = len(features_PD)
+    if n < 2:
+        return None
+    total = float(np.square(features_PD.sum(0)).sum())  # the sum of all n x n cosines
+    return max(0.0, 1 - (total - n) / (n * (n - 1)))
+
+
+def pixel_distance(thumbnails_PD: np.ndarray) -> float | None:
+    """Mean over all pairs of the root mean square difference; None for a single one."""
+    n = len(thumbnails_PD)
+    pairs = [np.sqrt(np.square(thumbnails_PD[i + 1 :] - thumbnails_PD[i]).mean(1)).sum() for i in range(n - 1)]
+    return float(sum(pairs) / (n * (n - 1) / 2)) if pairs else None
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    small = Image.fromarray(image).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, np.float32).ravel() / 255
+
+
+def measure(task: str, images: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
+    """The guards of the pictures under `images`, which were sampled for `task`.
+
+    Keys: task, images, prompts, features (what made them), the three GUARDS, and cross: {task: {mean, images, scorer}} of
+    the other tasks. Raises InputError for missing pictures or weights, as star.scoring.folder.score.
+    """
+    samples = pictures.find(images, task, prompts)
+    others = [other for other in TASKS if other != task]
+    scoring = {o: make_scorer(o, scorers) for o in others if any(can_score(o, sample.record) for sample in samples)}
+    for other, scorer in scoring.items():
+        scorer.check([sample.record for sample in samples if can_score(other, sample.record)])
+    model = None
+    if scorers.diversity == "pickscore":
+        model = scoring.get("pickscore") or make_scorer("pickscore", scorers)
+    features, edges, entropies, lines = [], [], [], defaultdict(list)
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[start : start + _BATCH]
+        read = [pictures.read(sample.path) for sample in batch]
+        edges += map(edge_density, read)
+        entropies += map(color_entropy, read)
+        embedded = model.embed(read) if model else None
+        features += [_thumbnail(image) for image in read] if model is None else list(embedded.cpu().numpy())
+        for other, scorer in scoring.items():
+            rows = [i for i, sample in enumerate(batch) if can_score(other, sample.record)]
+            records = [batch[i].record for i in rows]
+            found = model.compare(embedded[rows], records) if scorer is model else scorer([read[i] for i in rows], records)
+            lines[other] += [
+                _line(batch[i], scored["score"], scorer.fingerprint) for i, scored in zip(rows, found, strict=True)
+            ]
+    return {
+        "task": task,
+        "images": len(samples),
+        "prompts": len({sample.record["id"] for sample in samples}),
+        "features": model.fingerprint if model else f"pixels {_THUMBNAIL}x{_THUMBNAIL}",
+        "diversity": _diversity(samples, features, cosine_distance if model else pixel_distance),
+        "edge_density": float(np.mean(edges)),
+        "color_entropy": float(np.mean(entropies)),
+        "cross": {other: _mean(other, lines[other]) for other in scoring},
+    }
+
+
+def write(guards: dict, out: Path) -> None:
+    """Write the guards of one checkpoint as JSON, atomically."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.tmp")
+    unfinished.write_text(json.dumps(guards, indent=1) + "\n")
+    unfinished.replace(out)
+
+
+def _line(sample: Sample, score: float, scorer: str) -> dict:
+    return {"tag": sample.record["tag"], "prompt_id": sample.record["id"], "score": score, "scorer": scorer}
+
+
+def _mean(task: str, lines: list[dict]) -> dict:
+    means = summary(task, lines)
+    return {key: means[key] for key in ("mean", "images", "scorer")}
+
+
+def _diversity(samples: Sequence[Sample], features: list[np.ndarray], distance: object) -> float | None:
+    of_prompt = defaultdict(list)
+    for sample, feature in zip(samples, features, strict=True):
+        of_prompt[sample.record["id"]].append(feature)
+    distances = [distance(np.stack(group)) for group in of_prompt.values()]
+    return None if None in distances else float(np.mean(distances))

@@ -1,0 +1,172 @@
+"""Pictures and their prompts, from GenEval's layout or from a flat folder with a file of prompts.
+
+- **GenEval's layout**: `00000/metadata.jsonl` (one JSON line) and `00000/samples/0000.png`, ...; the folder's number is the
+  prompt's line. A file of prompts, where one is given, stands for the metadata: folder 00000 is its first line.
+- **Flat**: pictures right in the folder, and a file of prompts. Where its lines have a `file`, that names the picture, and no
+  other picture is looked at. Otherwise the pictures, sorted by name with numbers by their value (2.png before 10.png), belong
+  to the prompts in order, equally many to each: the first k to the first prompt.
+
+A file of prompts is `.txt`, one prompt a line, or JSON lines with a `prompt`: prompt records, or GenEval's metadata.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from star.errors import InputError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_OURS = ("id", "task", "core", "file")  # keys of a metadata line that are the project's, not GenEval's
+
+
+class Sample(NamedTuple):
+    """A picture of a prompt: its path, its name in score files, its number among the prompt's pictures, the record."""
+
+    path: Path
+    name: str
+    number: int
+    record: dict  # id, tag, prompt, metadata
+
+
+def find(images: Path, task: str, prompts: Path | None = None) -> list[Sample]:
+    """Every picture of `images` with its prompt. `task` is the tag and the id's beginning where prompts have none.
+
+    Raises InputError, naming the file, when folder, metadata, prompts or pictures are missing, or do not fit each other.
+    """
+    lines = None if prompts is None else _prompts(prompts)
+    folders = sorted(p for p in images.glob("*") if p.is_dir() and p.name.isdigit())
+    if folders:
+        if lines is None:
+            records = [_record(_metadata(folder), f"{task}-{folder.name}", task) for folder in folders]
+        else:
+            if [int(folder.name) for folder in folders] != list(range(len(lines))):
+                raise InputError(
+                    f"{prompts}: {len(lines)} prompts, which {images} has no folders 00000 to {len(lines) - 1:05d} for; "
+                    "give the file that the pictures were made from"
+                )
+            records = [_record(line, f"{task}-{folder.name}", task) for line, folder in zip(lines, folders, strict=True)]
+        return [sample for folder, record in zip(folders, records, strict=True) for sample in _samples(images, folder, record)]
+    if lines is None:
+        raise InputError(
+            f"{images}: no folders 00000, 00001, ... of pictures; make them with `star sample --out {images}`, "
+            "or give the prompts of other pictures with --prompts FILE"
+        )
+    return list(_flat(images, task, prompts, lines))
+
+
+def verify(path: Path) -> None:
+    """Raise InputError when a file is not a whole picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+        raise InputError(f"{path}: not a readable picture ({error}); sample it again") from None
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture as uint8 [H, W, 3], turned as its EXIF says."""
+    with Image.open(path) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+def _record(line: dict, name: str, task: str) -> dict:
+    described = line.get("metadata", line)
+    return {
+        "id": line.get("id", name),
+        "tag": line.get("tag", task),
+        "prompt": line["prompt"],
+        "metadata": {key: value for key, value in described.items() if key not in _OURS},
+    }
+
+
+def _metadata(folder: Path) -> dict:
+    described = folder / "metadata.jsonl"
+    try:
+        metadata = json.loads(described.read_text())
+        metadata["prompt"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{described}: missing; every folder of pictures needs its prompt's metadata, or give --prompts FILE"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{described}: not one line of JSON; write it again with `star sample`") from None
+    except (KeyError, TypeError):
+        raise InputError(f"{described}: no `prompt` key; write it again with `star sample`") from None
+    return metadata
+
+
+def _samples(images: Path, folder: Path, record: dict) -> Iterator[Sample]:
+    found = sorted((folder / "samples").glob("*.png"))
+    if not found:
+        raise InputError(f"{folder / 'samples'}: no pictures (0000.png, ...); sample them again")
+    for path in found:
+        if not path.stem.isdigit():
+            raise InputError(f"{path}: a picture's name is its number, as in 0000.png")
+        yield Sample(path, path.relative_to(images).as_posix(), int(path.stem), record)
+
+
+def _prompts(file: Path) -> list[dict]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file of prompts; one prompt a line (.txt), or JSON lines with `prompt`") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not UTF-8 text; one prompt a line (.txt), or JSON lines with `prompt`") from None
+    lines = []
+    for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):  # splitlines would cut at U+2028 in a prompt
+        try:
+            found = {"prompt": line.rstrip("\r")} if file.suffix == ".txt" else json.loads(line)
+        except json.JSONDecodeError:
+            raise InputError(f"{file}:{number}: not JSON; a file of plain prompts ends in .txt") from None
+        prompt = found.get("prompt") if isinstance(found, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{file}:{number}: no prompt; every line needs one")
+        for key, kind in (("metadata", dict), ("file", str), ("id", str), ("tag", str)):
+            if not isinstance(found.get(key, kind()), kind):
+                raise InputError(f"{file}:{number}: `{key}` is not {'an object' if kind is dict else 'text'}; correct the line")
+        lines.append(found)
+    return lines
+
+
+def _by_value(path: Path) -> list:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _flat(images: Path, task: str, prompts: Path, lines: list[dict]) -> Iterator[Sample]:
+    named = ["file" in line for line in lines]
+    if any(named):
+        if not all(named):
+            raise InputError(
+                f"{prompts}:{named.index(False) + 1}: no `file`, which other lines have; name every picture or none"
+            )
+        pairs = [(images / line["file"], line) for line in lines]
+        for number, (path, _) in enumerate(pairs, start=1):
+            if not path.is_file():
+                raise InputError(f"{prompts}:{number}: `file` names {path}, which is not there; correct the name")
+        if len({path for path, _ in pairs}) < len(pairs):
+            raise InputError(f"{prompts}: names a picture twice; give one line a picture")
+    else:
+        found = sorted((p for p in images.glob("*") if p.suffix.lower() in _SUFFIXES), key=_by_value)
+        if not found:
+            raise InputError(f"{images}: no pictures ({', '.join(_SUFFIXES)}) in it; name the folder that holds them")
+        each, rest = divmod(len(found), len(lines))
+        if rest or not each:
+            raise InputError(
+                f"{images}: {len(found)} pictures cannot be shared evenly by the {len(lines)} prompts of {prompts}; "
+                "name each line's picture with a key `file`"
+            )
+        pairs = [(path, lines[i // each]) for i, path in enumerate(found)]
+    first: dict[str, int] = {}  # lines with one prompt are one prompt
+    for number, line in enumerate(lines):
+        first.setdefault(line["prompt"], number)
+    seen: Counter = Counter()
+    for path, line in pairs:
+        record = _record(line, f"{task}-{first[line['prompt']]:05d}", task)
+        yield Sample(path, path.relative_to(images).as_posix(), seen[record["id"]], record)
+        seen[record["id"]] += 1
