@@ -60,7 +60,7 @@ class Toy:
         config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
         config["experiment"], config["policy"]["model"] = "toy", "no-such-folder"
         config["training"] |= {"epochs": 4, "checkpoint_every": 2}
-        config["tasks"] = {task: config["tasks"][task] for task in ("geneval", "ocr")}
+        config["tasks"] = {task: {"reward": {task: 1.0}} for task in ("geneval", "ocr")}
         config["methods"] = {method: config["methods"][method] for method in ("flow_grpo", "star")}
         (folder / "toy.yaml").write_text(yaml.safe_dump(config))
         (folder / "star").mkdir()

@@ -183,7 +183,8 @@ def check(records: Sequence[dict]) -> None:
 def _wrong(metadata: dict) -> str | None:
     include = metadata.get("include") or [{}]
     items = [*include, *metadata.get("exclude", [])]
-    if metadata.get("tag") not in TAGS or any("class" not in item or item.get("count", 0) < 1 for item in items):
+    known = (*TAGS, "free")  # "free": the miniature's preference captions, which name objects too
+    if metadata.get("tag") not in known or any("class" not in item or item.get("count", 0) < 1 for item in items):
         return f"needs GenEval's `tag` ({', '.join(TAGS)}) and `include` (class, count) to be scored"
     for number, item in enumerate(include):
         if "color" in item and item["color"] not in COLORS:
