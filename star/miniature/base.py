@@ -19,8 +19,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from star.miniature.captions import NUMBERS, plural
+from star.miniature.captions import NUMBERS
 from star.miniature.scenes import CARRIERS, COLORS, SHAPES
+from star.prompts.core import plural
 
 TEXT_LENGTH = 16  # columns of the CLIP block, and of the T5 block
 WIDTH, HEADS, LAYERS, LATENT_CHANNELS = 128, 4, 4, 8

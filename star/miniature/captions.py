@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from star.miniature.scenes import CARRIERS, COLORS, LETTERS, RELATIONS, SHAPES
+from star.prompts.core import article, plural
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 NUMBERS = ("zero", "one", "two", "three", "four")
@@ -19,14 +20,6 @@ TEST_PROMPTS = {
     "pickscore": {"free": 96},
 }
 _SPLIT_SEED = 43
-
-
-def article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
-
-
-def plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith("s") else "s")
 
 
 def caption(d: dict) -> str:

@@ -89,6 +89,16 @@ def described(prompt: str, include: list[dict]) -> list[dict]:
     return spans.ordered()
 
 
+def article(words: str) -> str:
+    """The words with "a" or "an" before them, by their first letter (GenEval's rule)."""
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def plural(noun: str) -> str:
+    """GenEval's plural: "es" after s, else "s"."""
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
 def quotations(prompt: str) -> list[tuple[int, int]]:
     """Where the quoted parts of a prompt lie, without their quotation marks; blank ones do not count."""
     found = (match.span(match.lastindex) for match in _QUOTED.finditer(prompt))

@@ -30,21 +30,13 @@ VALIDATION_PROMPTS = {"two_object": 40, "counting": 20, "colors": 40, "position"
 _SEED = 43
 
 
-def _article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
-
-
-def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith("s") else "s")
-
-
 def _colorable(drawn: int) -> str:
     """The class of a number below 79, counted from the one after "person": nobody is asked to colour a person."""
     return CLASSES[(drawn + 1 + CLASSES.index("person")) % len(CLASSES)]
 
 
 def _single(cls: str) -> dict:
-    return {"tag": "single_object", "include": [{"class": cls, "count": 1}], "prompt": f"a photo of {_article(cls)}"}
+    return {"tag": "single_object", "include": [{"class": cls, "count": 1}], "prompt": f"a photo of {core.article(cls)}"}
 
 
 def draw(tag: str, rng: np.random.Generator) -> dict:
@@ -52,27 +44,27 @@ def draw(tag: str, rng: np.random.Generator) -> dict:
     if tag == "two_object":
         a, b = (CLASSES[i] for i in rng.choice(80, size=2, replace=False))
         include = [{"class": a, "count": 1}, {"class": b, "count": 1}]
-        prompt = f"{_article(a)} and {_article(b)}"
+        prompt = f"{core.article(a)} and {core.article(b)}"
     elif tag == "counting":
         cls = CLASSES[rng.choice(80)]
         n = int(rng.integers(2, 4, endpoint=True))
         include = [{"class": cls, "count": n}]
-        prompt = f"{core.NUMBERS[n]} {_plural(cls)}"
+        prompt = f"{core.NUMBERS[n]} {core.plural(cls)}"
     elif tag == "colors":
         cls = _colorable(rng.choice(79))
         color = COLORS[rng.choice(10)]
         include = [{"class": cls, "count": 1, "color": color}]
-        prompt = f"{_article(color)} {cls}"
+        prompt = f"{core.article(color)} {cls}"
     elif tag == "position":
         a, b = (CLASSES[i] for i in rng.choice(80, size=2, replace=False))
         relation = RELATIONS[rng.choice(4)]
         include = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [relation, 0]}]
-        prompt = f"{_article(a)} {relation} {_article(b)}"
+        prompt = f"{core.article(a)} {relation} {core.article(b)}"
     elif tag == "color_attr":
         a, b = (_colorable(i) for i in rng.choice(79, size=2, replace=False))
         color_a, color_b = (COLORS[i] for i in rng.choice(10, size=2, replace=False))
         include = [{"class": a, "count": 1, "color": color_a}, {"class": b, "count": 1, "color": color_b}]
-        prompt = f"{_article(color_a)} {a} and {_article(color_b)} {b}"
+        prompt = f"{core.article(color_a)} {a} and {core.article(color_b)} {b}"
     else:
         raise ValueError(f"no generator for tag {tag!r}")
     exclude = {"exclude": [{"class": cls, "count": n + 1}]} if tag == "counting" else {}

@@ -132,9 +132,8 @@ def _caption(target: str, rng: np.random.Generator) -> str:
         return options[rng.integers(len(options))]
 
     place, noun = one(_SCENES)
-    article = "an" if noun[0] in "aeiou" else "a"
     phrase = f"{one(_MANNERS)}{one(_PHRASES)}"
-    return f'{one(_STYLES)} {place}, where {article} {noun} {phrase} "{target}", {one(_ENDINGS)}.'
+    return f'{one(_STYLES)} {place}, where {core.article(noun)} {phrase} "{target}", {one(_ENDINGS)}.'
 
 
 def generated(split: str) -> list[str]:
