@@ -61,8 +61,10 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    if args.detections and (args.task != "geneval" or args.images):
-        raise InputError("--detections: stored detections are judged for `--task geneval`, and without --images")
+    if args.detections and (args.task != "geneval" or args.images or args.prompts or args.guards):
+        raise InputError(
+            "--detections: stored detections are judged for `--task geneval`, and without --images, --prompts, --guards"
+        )
     if not args.detections and not args.images:
         raise InputError("--images: say which folder of pictures to score, or give --detections FILE")
     from star.scoring import folder
