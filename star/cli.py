@@ -1,4 +1,7 @@
-"""The command line: `star STAGE`, the same words as rules and folders. Exit codes: 0 done, 1 failed, 2 bad input."""
+"""The command line: `star STAGE`, the same words as rules and folders.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 75 asked to stop (SIGTERM) after writing a checkpoint.
+"""
 
 import argparse
 import logging
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from star import config as configuration
 from star import torchvision_schemas
-from star.errors import InputError
+from star.errors import Diverged, InputError, Preempted
 
 
 def _quiet_libraries() -> None:
@@ -45,9 +48,14 @@ def _train(args: argparse.Namespace) -> None:
     if args.method not in config.methods:
         raise InputError(f"--method {args.method}: the configuration has {', '.join(config.methods)}")
     from star import prompts
-    from star.training.trainer import train
+    from star.training.trainer import plan, train
 
     records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
+    if args.plan:
+        plan(settings, args.seed, records)
+        return
+    if args.out is None:
+        raise InputError("--out: say where checkpoints and metrics go, or use --plan")
     train(settings, args.seed, records, args.out, args.start_over)
 
 
@@ -56,7 +64,17 @@ def _sample(args: argparse.Namespace) -> None:
     from star.sampling import sample
 
     images = args.images or config.evaluation.images_per_prompt
-    n = sample(config.policy, config.evaluation, args.prompts, args.out, args.adapter, images, args.seed, args.start_over)
+    n = sample(
+        config.policy,
+        config.evaluation,
+        config.compute,
+        args.prompts,
+        args.out,
+        args.adapter,
+        images,
+        args.seed,
+        args.start_over,
+    )
     print(f"{n} images sampled into {args.out}")
 
 
@@ -162,8 +180,9 @@ def _parser() -> argparse.ArgumentParser:
     s = stage("train", _train, "train one method on one task; goes on where a stopped run left off")
     run_of(s)
     s.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
-    s.add_argument("--out", type=Path, required=True)
+    s.add_argument("--out", type=Path)
     s.add_argument("--start-over", action="store_true", help="drop checkpoints of other settings instead of refusing them")
+    s.add_argument("--plan", action="store_true", help="print batch numbers and a memory estimate, train nothing")
 
     s = stage("sample", _sample, "sample images of a checkpoint in GenEval's layout")
     s.add_argument("--prompts", type=Path, required=True)
@@ -214,9 +233,9 @@ def main(argv: list[str] | None = None) -> int:
     torchvision_schemas.declare()
     try:
         return args.function(args) or 0
-    except InputError as error:
+    except (InputError, Diverged, Preempted) as error:
         print(f"star {args.stage}: {error}", file=sys.stderr)
-        return 2
+        return {InputError: 2, Diverged: 1, Preempted: 75}[type(error)]
 
 
 if __name__ == "__main__":

@@ -79,7 +79,10 @@ class Training(_Section):
     kl_beta: float = Field(0.04, ge=0)
     ema_decay: Fraction = 0.9
     ema_every: Positive = 8
+    max_kl: float | None = Field(None, gt=0)
     checkpoint_every: Positive
+    save_every: Positive | None = None
+    keep_states: Positive = 2
 
 
 class Allocation(_Section):
@@ -102,6 +105,25 @@ class Allocation(_Section):
     def _locations_need_a_map(self) -> "Allocation":
         if self.objective == "per_location" and self.source == "none":
             raise ValueError("objective: per_location needs a map; source: uniform is the map of ones")
+        return self
+
+
+class Compute(_Section):
+    """What training runs on: speed and memory; no number changes beyond rounding."""
+
+    processes: Positive = 1
+    machines: Positive = 1
+    shard: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    tf32: bool = False
+
+    @model_validator(mode="after")
+    def _processes_fill_the_machines(self) -> "Compute":
+        if self.processes % self.machines:
+            raise ValueError(f"machines: {self.processes} processes cannot be shared evenly by {self.machines} machines")
         return self
 
 
@@ -165,13 +187,20 @@ class RunSettings(_Section):
     rollout: Rollout
     training: Training
     allocation: Allocation
+    compute: Compute
     evaluation: Evaluation
     scorers: Scorers
     prompts: Prompts
 
     def digest(self) -> str:
         """The first 12 hex digits of the SHA-256 of what training depends on; a run may be extended by more epochs."""
-        free = {"evaluation": True, "training": {"epochs"}, "scorers": {"workers", "diversity"}, "prompts": {"mirror"}}
+        free = {
+            "compute": True,
+            "evaluation": True,
+            "training": {"epochs", "max_kl", "save_every", "keep_states"},
+            "scorers": {"workers", "diversity"},
+            "prompts": {"mirror"},
+        }
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 
 
@@ -186,6 +215,7 @@ class Config(_Section):
     rollout: Rollout
     training: Training
     allocation: Allocation = Allocation()
+    compute: Compute = Compute()
     evaluation: Evaluation
     scorers: Scorers
     tasks: dict[Task, TaskSettings] = Field(min_length=1)
@@ -199,6 +229,11 @@ class Config(_Section):
             for method in self.methods:
                 run_settings(self, task, method)
         return self
+
+
+def published_epochs(training: Training) -> set[int]:
+    """The epochs whose checkpoints are kept to be sampled and scored: every `checkpoint_every`, and the last."""
+    return {*range(training.checkpoint_every, training.epochs + 1, training.checkpoint_every), training.epochs}
 
 
 _OVERRIDABLE = ("rollout", "training", "allocation")
@@ -216,7 +251,7 @@ def run_settings(config: Config, task: str, method: str) -> RunSettings:
         if key not in getattr(config, section) and key != "base":
             known = ", ".join(getattr(config, section))
             raise InputError(f"{section}: no `{key}` in the configuration; it has {known}")
-    settings = config.model_dump(include={"policy", "evaluation", "scorers", "prompts", *_OVERRIDABLE})
+    settings = config.model_dump(include={"policy", "compute", "evaluation", "scorers", "prompts", *_OVERRIDABLE})
     for where, overrides in (
         (f"tasks.{task}.overrides", config.tasks[task].overrides),
         (f"methods.{method}", config.methods.get(method, {})),

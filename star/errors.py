@@ -1,5 +1,16 @@
-"""The one exception that means: the input is wrong, nothing was started, here is what to do (exit code 2)."""
+"""The exceptions that end a command with one line instead of a traceback."""
 
 
 class InputError(ValueError):
-    """Bad configuration, prompt, checkpoint or missing weights; the message is one line with file, key and remedy."""
+    """Bad configuration, prompt, checkpoint or missing weights; the message is one line with file, key and remedy.
+
+    Nothing was started. Exit code 2.
+    """
+
+
+class Diverged(ArithmeticError):
+    """A number that training cannot go on from; the weights are untouched and the last checkpoint stands. Exit code 1."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop, by SIGTERM, and has written a checkpoint; the same command goes on. Exit code 75."""

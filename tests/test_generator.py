@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from star.config import Allocation, Lora, Policy
+from star.config import Allocation, Lora, Policy, Training
 from star.errors import InputError
 from star.policy.generator import Generator
 from star.policy.sde import make_schedule
-from star.training.checkpoint import Ema, save
+from star.training.checkpoint import save
+from star.training.learner import Ema, Learner
 
 RECORDS = [
     {"prompt": "a photo of a red circle", "core": [{"text": "circle", "start": 17, "end": 23, "kind": "object"}]},
@@ -49,12 +50,12 @@ def test_ode_sampling_is_that_of_diffusers(random_base: Path, guidance: float) -
 
 def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tmp_path: Path) -> None:
     generator = Generator(_policy(random_base, guidance=1.0))
-    parameters = generator.add_adapter(seed=0)
+    learner = Learner(generator, Training(epochs=1, checkpoint_every=1), seed=0)
     with torch.no_grad():
-        for i, p in enumerate(parameters):
+        for i, p in enumerate(learner.parameters):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
-    ema = Ema(parameters, 0.9, 1)
-    save(tmp_path / "step1", generator, ema, torch.optim.AdamW(parameters), 1, "digest")
+    learner.ema = Ema(learner.parameters, 0.9, 1)
+    save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
     x, prompt = torch.randn(2, *generator.latent_shape()), generator.encode(RECORDS)
     with torch.no_grad():
         expected = generator.velocity(x, 0.5, prompt, None)

@@ -20,6 +20,7 @@ from star.policy.generator import Generator
 from star.policy.seeding import noise
 from star.scoring.pool import RewardPool
 from star.training import trainer
+from star.training.processes import Processes
 from star.training.rollout import draw_prompts, epoch_schedule, sample_epoch, trained_steps
 from star.training.update import micro_batches
 
@@ -138,11 +139,11 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
         schedule = epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
         with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
             encoded = policy.encode(chosen)
-            found.append(sample_epoch(policy, rollout, schedule, chosen, ids, encoded, None, pool, 0, 1, True, None))
+            found.append(sample_epoch(policy, rollout, schedule, chosen, ids, encoded, None, pool, Processes(), 0, 1, True, None))
     split, whole = found
-    torch.testing.assert_close(split.latents_BSCHW, whole.latents_BSCHW, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(split.log_prob_BTHW, whole.log_prob_BTHW, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(split.raw_BTOhw.float(), whole.raw_BTOhw.float(), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(split.latents_RSCHW, whole.latents_RSCHW, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(split.log_prob_RTHW, whole.log_prob_RTHW, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(split.raw_RTOhw.float(), whole.raw_RTOhw.float(), rtol=1e-2, atol=1e-4)
     assert (split.prompt_B == whole.prompt_B).all()
 
 
@@ -153,8 +154,8 @@ def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
     policy, ids = Generator(config.policy), [5, 3]
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
     with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
-        found = sample_epoch(policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, 0, 1, False, None)
-    start, following = found.latents_BSCHW[:, 0], found.latents_BSCHW[:, 1]
+        found = sample_epoch(policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, False, None)
+    start, following = found.latents_RSCHW[:, 0], found.latents_RSCHW[:, 1]
     assert torch.equal(start[:1].expand(4, -1, -1, -1), start[:4]) and torch.equal(start[4:5].expand(4, -1, -1, -1), start[4:])
     assert not torch.equal(start[0], start[4]) and not torch.equal(following[0], following[1])
 

@@ -85,14 +85,13 @@ def token_map(
     return torch.where(flat, torch.ones_like(x), x / x.mean(over, keepdim=True))
 
 
-def moved(map_BThw: torch.Tensor, generator: torch.Generator, smooth: bool) -> torch.Tensor:
+def moved(map_BThw: torch.Tensor, noise_BThw: torch.Tensor, smooth: bool) -> torch.Tensor:
     """A control: every map keeps its very weights at other places, drawn anew for every rollout and step.
 
-    The order of places is that of noise: independent (`shuffled`), or a Gaussian field of one token's width (`random`, which
+    The order of places is that of standard normal noise: independent (`shuffled`), or a Gaussian field of one token's width (`random`, which
     looks like a map). Source: method section 4; the field is ours.
     """
-    noise = torch.randn(map_BThw.shape, generator=generator).to(map_BThw.device)
-    order = (_smooth(noise, 1.0) if smooth else noise).flatten(-2).argsort(-1)
+    order = (_smooth(noise_BThw, 1.0) if smooth else noise_BThw).flatten(-2).argsort(-1)
     values = map_BThw.flatten(-2).sort(-1).values
     return torch.empty_like(values).scatter_(-1, order, values).view(map_BThw.shape)
 
@@ -102,12 +101,12 @@ def allocation_map(
     raw_BTOhw: torch.Tensor,
     region_Bhw: torch.Tensor | None,
     trained: range,
-    generator: torch.Generator,
+    noise_BThw: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights M of the trained steps, float32 [B, len(trained), H, W], as `allocation` says.
 
     `raw_BTOhw` holds the recorded blocks' maps of all steps; `region_Bhw` the share of every token that true objects cover,
-    which only `source: oracle` needs.
+    which only `source: oracle` needs; `noise_BThw` standard normal noise of the trained steps, which `random` and `shuffled` need.
     """
     raw_BThw = raw_BTOhw.float().mean(2)
     if allocation.source == "uniform":
@@ -126,37 +125,36 @@ def allocation_map(
         normalisation=allocation.normalisation,
     )
     if allocation.source in ("random", "shuffled"):
-        M_BThw = moved(M_BThw, generator, smooth=allocation.source == "random")
+        M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.source == "random")
     return _repeat(M_BThw, 2)
 
 
-def entropy(M_BTHW: torch.Tensor) -> float:
-    """Mean entropy of the maps relative to the uniform map's, 0..1."""
+def entropy(M_BTHW: torch.Tensor) -> torch.Tensor:
+    """Entropy of a rollout's maps relative to the uniform map's, mean over steps, [B] in 0..1."""
     p = M_BTHW.flatten(-2) / M_BTHW.flatten(-2).sum(-1, keepdim=True)
-    return (torch.special.entr(p).sum(-1) / math.log(p.shape[-1])).mean().item()
+    return (torch.special.entr(p).sum(-1) / math.log(p.shape[-1])).mean(-1)
 
 
-def effective_area(M_BTHW: torch.Tensor) -> float:
-    """Mean share of locations that carry the weight: (sum M)^2 / (n sum M^2), 0..1."""
+def effective_area(M_BTHW: torch.Tensor) -> torch.Tensor:
+    """Share of locations that carry the weight, (sum M)^2 / (n sum M^2), mean over steps, [B] in 0..1."""
     m = M_BTHW.flatten(-2)
-    return (m.sum(-1) ** 2 / (m.shape[-1] * (m**2).sum(-1))).mean().item()
+    return (m.sum(-1) ** 2 / (m.shape[-1] * (m**2).sum(-1))).mean(-1)
 
 
-def drift(M_BTHW: torch.Tensor) -> float | None:
-    """Mean share of the weight that moves from a step to the next (total variation), 0..1; None for a single step."""
-    if M_BTHW.shape[1] < 2:
-        return None
+def drift(M_BTHW: torch.Tensor) -> torch.Tensor:
+    """Share of the weight that moves from a step to the next (total variation), mean over steps, [B] in 0..1.
+
+    nan for maps of a single step.
+    """
     p = M_BTHW.flatten(-2) / M_BTHW.flatten(-2).sum(-1, keepdim=True)
-    return (p[:, 1:] - p[:, :-1]).abs().sum(-1).mean().item() / 2
+    return (p[:, 1:] - p[:, :-1]).abs().sum(-1).mean(-1) / 2
 
 
 def localisation(map_BNhw: torch.Tensor, region_Bhw: torch.Tensor) -> torch.Tensor:
-    """Localisation gain of N maps a rollout, [N]: share of map mass inside the true objects over their share of the area.
+    """Localisation gain of a rollout's N maps, [B, N]: share of map mass inside the true objects over their share of the area.
 
-    1 is chance, 1 / area perfect. The mean over rollouts whose pictures hold objects; nan when none does.
+    1 is chance, 1 / area perfect; nan for rollouts whose pictures hold no objects.
     """
     region_Bhw = region_Bhw.float()
-    area_B = region_Bhw.mean((-1, -2))
     inside_BN = (map_BNhw.float() * region_Bhw[:, None]).sum((-1, -2)) / map_BNhw.float().sum((-1, -2)).clamp_min(_TINY)
-    some = area_B > 0
-    return (inside_BN[some] / area_B[some, None]).mean(0)
+    return inside_BN / region_Bhw.mean((-1, -2))[:, None]  # 0 / 0 is nan

@@ -18,14 +18,17 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from star.allocation.attention import CoreColumns, Recorder, install
 from star.allocation.core import chosen_spans, core_columns
-from star.config import Allocation, Policy
+from star.config import Allocation, Compute, Policy
 from star.errors import InputError
 from star.policy.sde import Schedule, log_prob, step_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ENCODED_AT_ONCE = 64  # prompts
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -93,14 +96,24 @@ class Generator:
     Raises InputError when the pipeline cannot be loaded, the device is missing or a block does not exist.
     """
 
-    def __init__(self, policy: Policy, allocation: Allocation | None = None) -> None:
-        self.policy, self.allocation = policy, allocation or Allocation()
+    def __init__(self, policy: Policy, allocation: Allocation | None = None, compute: Compute | None = None) -> None:
+        self.policy, self.allocation, self.compute = policy, allocation or Allocation(), compute or Compute()
         self.device = pick_device(policy.device)
+        self.dtype = DTYPES[policy.precision]
+        if self.compute.tf32:
+            torch.set_float32_matmul_precision("high")
         self.pipe = load_pipeline(policy)
         self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
-        self.pipe.vae.requires_grad_(False).to(self.device).eval()
+        vae = self.pipe.vae.requires_grad_(False).to(self.device).eval()
+        if self.compute.vae_slicing:
+            vae.enable_slicing()
+        if self.compute.vae_tiling:
+            vae.enable_tiling()
+        if self.compute.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
         self.record_blocks(self.allocation.blocks)
-        self.dtype = DTYPES[policy.precision]
+        if self.compute.compile:
+            self.transformer.compile_repeated_blocks()
 
     def record_blocks(self, blocks: Sequence[int]) -> None:
         """Choose the blocks whose attention `sample` records. Raises InputError when one does not exist."""
@@ -118,14 +131,18 @@ class Generator:
         for encoder in encoders:
             encoder.to(self.device)
         prompts = [r["prompt"] for r in records]
-        columns, _, pooled, _ = self.pipe.encode_prompt(
-            prompts,
-            prompt_2=None,
-            prompt_3=None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.policy.max_sequence_length,
-        )
+        encoded = [
+            self.pipe.encode_prompt(
+                prompts[start : start + _ENCODED_AT_ONCE],
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.policy.max_sequence_length,
+            )
+            for start in range(0, len(prompts), _ENCODED_AT_ONCE)
+        ]
+        columns, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
         if self.device.type != "cpu":
             for encoder in encoders:
                 encoder.to("cpu")
@@ -231,6 +248,15 @@ class Generator:
                 if isinstance(module, LoraLayer):
                     module.cast_input_dtype_enabled = False
         return parameters
+
+    def shard(self, processes: int) -> None:
+        """With compute.shard, share the frozen base out over the processes (FSDP), block by block; the adapter stays whole."""
+        if not self.compute.shard or processes == 1:
+            return
+        mesh = init_device_mesh(self.device.type, (processes,))
+        trained = {p for p in self.transformer.parameters() if p.requires_grad}
+        for module in (*self.transformer.transformer_blocks, self.transformer):
+            fully_shard(module, mesh=mesh, ignored_params=trained)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from star.config import Evaluation, Policy
+from star.config import Compute, Evaluation, Policy
 from star.errors import InputError
 from star.policy.generator import Generator, weights_digest
 from star.policy.sde import make_schedule
@@ -40,6 +40,7 @@ def _folder(out: Path, number: int, record: dict) -> Path:
 def sample(
     policy: Policy,
     evaluation: Evaluation,
+    compute: Compute,
     prompts: Path,
     out: Path,
     adapter: Path | None,
@@ -54,7 +55,7 @@ def sample(
     missing, or when `out` holds pictures of other weights, prompts or settings (they are removed to `start_over`).
     """
     records = read(prompts)
-    generator = Generator(policy)
+    generator = Generator(policy, compute=compute)
     checkpoint = "base"
     if adapter is not None:
         generator.load_adapter(adapter)

@@ -43,7 +43,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     if not allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
     records = _spread(read(prompts), count)
-    generator = Generator(settings.policy, allocation)
+    generator = Generator(settings.policy, allocation, settings.compute)
     if adapter is not None:
         generator.load_adapter(adapter)
     schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
@@ -53,8 +53,9 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     latents = trajectory.latents_BSCHW
     final = generator.decode(latents[:, -1])
     region_Bhw = token_shares([region(picture) for picture in final], trajectory.raw_BTOhw.shape[-2:])
-    drawn_at = torch.Generator().manual_seed(seed)
-    map_BTHW = allocation_map(allocation, trajectory.raw_BTOhw, region_Bhw, range(steps), drawn_at)
+    places = (len(records), steps, *region_Bhw.shape[1:])
+    places_BThw = torch.randn(places, generator=torch.Generator().manual_seed(seed))
+    map_BTHW = allocation_map(allocation, trajectory.raw_BTOhw, region_Bhw, range(steps), places_BThw)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
@@ -114,7 +115,7 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     if settings.prompts.world != "miniature":
         raise InputError("--localisation: only the `miniature` world knows the true objects")
     records, steps = read(prompts), settings.rollout.steps
-    generator = Generator(settings.policy, settings.allocation)
+    generator = Generator(settings.policy, settings.allocation, settings.compute)
     every = generator.transformer.config.num_layers
     generator.record_blocks(range(every))
     if adapter is not None:
@@ -134,7 +135,7 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     table = pd.DataFrame(
         {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
         for block in range(every)
-        for t, gain in enumerate(localisation(raw_BTOhw[:, :, block], region_Bhw).tolist())
+        for t, gain in enumerate(localisation(raw_BTOhw[:, :, block], region_Bhw).nanmean(0).tolist())
     )
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / ".localisation.csv", index=False)

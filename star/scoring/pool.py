@@ -5,12 +5,13 @@ set its thread counts before numpy and torch read them.
 """
 
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from star.config import Scorers
@@ -23,7 +24,15 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 def _start_worker() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer stops first, and then its workers
+    threading.Thread(target=_follow_parent, daemon=True).start()
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"), OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1")
+
+
+def _follow_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 @cache

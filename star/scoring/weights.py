@@ -1,6 +1,7 @@
 """Loading a model's weights, whole or not at all, and naming them by their hash."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def resolve(setting: str) -> str:
-    """The torch device of the setting scorers.device. Raises InputError for `cuda` where there is none."""
+    """The torch device of the setting scorers.device; of several GPUs that of this training process, whose worker this may be.
+
+    Raises InputError for `cuda` where there is none.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if setting == "cuda" and not torch.cuda.is_available():
         raise InputError("scorers.device: cuda, but torch sees no GPU here; use auto or cpu")
     return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,7 @@
 """One epoch's rollouts: prompts drawn, images sampled with noise, rewards computed beside the sampling.
 
-Shapes: B rollouts of the epoch, T steps, O recorded blocks, C H W latents, h w token grid.
+Shapes: B rollouts of the epoch, R rollouts held by this process, T steps, S = T + 1 latents, O recorded blocks, C H W latents,
+h w token grid.
 """
 
 import time
@@ -11,28 +12,36 @@ import numpy as np
 import torch
 
 from star.config import Rollout
+from star.errors import Diverged
 from star.miniature.regions import token_shares
 from star.policy.generator import Encoded, Generator, Trajectory
 from star.policy.sde import Schedule, make_schedule
 from star.policy.seeding import generator, noise
 from star.scoring.pool import RewardPool
+from star.training.processes import Processes
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The epoch: trajectories on the CPU in the order of `prompt_B` (index into the epoch's prompts).
+    """The epoch: prompts (index into the epoch's) and rewards of all rollouts, trajectories of those that this process holds.
 
-    `region_Bhw` is the share of every token that the picture's true objects cover, where the world can tell.
+    `row_R` has the places of the held ones in the epoch. Trajectories lie on the CPU. `region_Rhw` is the share of every token that
+    the picture's true objects cover, where the world can tell.
     """
 
-    latents_BSCHW: torch.Tensor
-    log_prob_BTHW: torch.Tensor
-    raw_BTOhw: torch.Tensor | None
-    region_Bhw: torch.Tensor | None
+    latents_RSCHW: torch.Tensor
+    log_prob_RTHW: torch.Tensor
+    raw_RTOhw: torch.Tensor | None
+    region_Rhw: torch.Tensor | None
+    row_R: np.ndarray
     prompt_B: np.ndarray
     reward_B: np.ndarray
     seconds_rollout: float
     seconds_reward: float
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the trajectories of some rollouts of the epoch lie; `row_R` is in ascending order."""
+        return np.searchsorted(self.row_R, rows)
 
 
 def last_trained(rollout: Rollout) -> int:
@@ -71,46 +80,66 @@ def sample_epoch(
     prompts: Encoded,
     empty: Encoded | None,
     pool: RewardPool,
+    processes: Processes,
     seed: int,
     epoch: int,
     record_maps: bool,
     region: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Rollouts:
-    """Sample `group_size` images of each of the epoch's prompts and reward them.
+    """Sample `group_size` images of each of the epoch's prompts and reward them; every process samples its share of the batches.
 
     `records[i]` has index `ids[i]` in the training set, which names its noise. `region` gives the true mask of a picture's
-    objects, bool [height, width].
+    objects, bool [height, width]. Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.
     """
     began = time.perf_counter()
     prompt_B = np.repeat(np.arange(len(records)), rollout.group_size)
     shape = (rollout.steps + 1, *policy.latent_shape())
     parts: list[Trajectory] = []
     rewards, regions = [], []
-    for start in range(0, len(prompt_B), rollout.batch):
-        members = range(start, start + rollout.batch)
-        rows = prompt_B[start : start + rollout.batch]
+    batches = processes.share(np.arange(len(prompt_B)).reshape(-1, rollout.batch))
+    for rows in batches:
+        processes.stop_if_asked()
+        asked = prompt_B[rows]
         noises = [
-            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size) for b, p in zip(members, rows, strict=True)
+            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size) for b, p in zip(rows, asked, strict=True)
         ]
         if rollout.same_start:
-            for one, p in zip(noises, rows, strict=True):
+            for one, p in zip(noises, asked, strict=True):
                 one[0] = noise(shape[1:], "start", seed, epoch, ids[p])
-        batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(rows)], empty, schedule, record_maps)
+        batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(asked)], empty, schedule, record_maps)
+        _require_finite_latents(batch.latents_BSCHW, [records[p] for p in asked], epoch)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
-        rewards.append(pool.submit(pictures, [records[p] for p in rows]))
+        rewards.append(pool.submit(pictures, [records[p] for p in asked]))
         if region is not None and record_maps:
             regions.append(token_shares([region(picture) for picture in pictures], batch.raw_BTOhw.shape[-2:]))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
-    reward_B = np.concatenate([future.result()[0] for future in rewards])
+    reward_R = torch.from_numpy(np.concatenate([future.result()[0] for future in rewards]))
     done = time.perf_counter()
+    row_R = np.concatenate(batches)
+    reward_B = processes.in_order(reward_R, row_R).numpy()
+    if not np.isfinite(reward_B).all():
+        b = int(np.flatnonzero(~np.isfinite(reward_B))[0])
+        prompt = records[prompt_B[b]]["prompt"]
+        raise Diverged(f"reward is {reward_B[b]} (epoch {epoch}, prompt {prompt!r}); weights are untouched")
     return Rollouts(
         torch.cat([p.latents_BSCHW for p in parts]),
         torch.cat([p.log_prob_BTHW for p in parts]),
         torch.cat([p.raw_BTOhw for p in parts]) if record_maps else None,
         torch.cat(regions) if regions else None,
+        row_R,
         prompt_B,
         reward_B,
         seconds_rollout=sampled - began,
         seconds_reward=done - sampled,
     )
+
+
+def _require_finite_latents(latents_BSCHW: torch.Tensor, records: list[dict], epoch: int) -> None:
+    finite_BS = latents_BSCHW.isfinite().all(-1).all(-1).all(-1)
+    if not finite_BS.all():
+        s, b = min((s, b) for b, s in (~finite_BS).nonzero().tolist())  # the first step that went wrong
+        raise Diverged(
+            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {records[b]['prompt']!r}); "
+            "weights are untouched"
+        )

@@ -1,34 +1,45 @@
-"""The training loop: rollout, reward, advantage, allocation, update; metrics.jsonl, checkpoints, resume."""
+"""The training loop: rollout, reward, advantage, allocation, update; metrics.jsonl, checkpoints, resume.
+
+Shapes: B rollouts of the epoch, R rollouts held by this process, T steps, O recorded blocks, H W latents, h w token grid.
+"""
 
 import json
-import math
 import resource
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
-from star.config import Allocation, RunSettings
-from star.errors import InputError
+from star.config import Allocation, RunSettings, published_epochs
+from star.errors import Diverged, InputError, Preempted
 from star.miniature.regions import region
-from star.policy.generator import Generator, weights_digest
+from star.policy.generator import Encoded, Generator, weights_digest
 from star.policy.seeding import generator
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.advantages import group_advantages
+from star.training.learner import Learner
+from star.training.plan import describe, describe_memory
+from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, last_trained, sample_epoch, trained_steps
 from star.training.update import update_policy
 
 
-def check(settings: RunSettings, records: list[dict]) -> None:
+def check(settings: RunSettings, records: list[dict], processes: int = 1) -> None:
     """Raise InputError where batch numbers do not divide or prompts are too few, before anything is loaded."""
     rollout = settings.rollout
     images = rollout.groups * rollout.group_size
     if images % rollout.batch:
         raise InputError(f"rollout.batch: {rollout.batch} does not divide groups x group_size = {images}")
+    if images // rollout.batch % processes:
+        raise InputError(
+            f"rollout.batch: {images} images in batches of {rollout.batch} are {images // rollout.batch}, which {processes} "
+            "processes cannot share evenly"
+        )
     if len(records) < rollout.groups:
         raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(records)}")
     first, last = rollout.window_range or (0, rollout.steps)
@@ -43,29 +54,32 @@ def check(settings: RunSettings, records: list[dict]) -> None:
 
 
 def make_maps(allocation: Allocation, rollouts: Rollouts, steps: range, seed: int, epoch: int) -> torch.Tensor | None:
-    """The epoch's allocation maps of the trained steps [B, len(steps), H, W], or None for the scalar objective."""
+    """The allocation maps of the held rollouts and trained steps [R, len(steps), H, W], or None for the scalar objective."""
     if allocation.source == "none":
         return None
-    noise = generator("random map", seed, epoch)
-    return allocation_map(allocation, rollouts.raw_BTOhw, rollouts.region_Bhw, steps, noise)
+    noise = None
+    if allocation.source in ("random", "shuffled"):
+        shape = (len(rollouts.prompt_B), len(steps), *rollouts.raw_RTOhw.shape[-2:])
+        noise = torch.randn(shape, generator=generator("random map", seed, epoch))[rollouts.row_R]
+    return allocation_map(allocation, rollouts.raw_RTOhw, rollouts.region_Rhw, steps, noise)
 
 
-def map_diagnostics(map_BTHW: torch.Tensor | None, rollouts: Rollouts, blocks: list[int]) -> dict:
-    """What metrics.jsonl says of an epoch's maps; nothing for the scalar objective.
+def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: Rollouts, blocks: list[int], processes: Processes) -> dict:
+    """What metrics.jsonl says of an epoch's maps, means over its rollouts; nothing for the scalar objective.
 
     Where the true objects are known: the localisation gain of the weights, and of the raw attention by block and step.
     """
-    if map_BTHW is None:
+    if map_RTHW is None:
         return {}
-    found = {"map_entropy": entropy(map_BTHW), "map_effective_area": effective_area(map_BTHW), "map_drift": drift(map_BTHW)}
-    if rollouts.region_Bhw is not None:
-        token_BThw = map_BTHW[..., ::2, ::2]
-        gains = {"map_localisation": localisation(token_BThw, rollouts.region_Bhw).mean().item()}
+    found = {"map_entropy": entropy(map_RTHW), "map_effective_area": effective_area(map_RTHW), "map_drift": drift(map_RTHW)}
+    if rollouts.region_Rhw is not None:
+        found["map_localisation"] = localisation(map_RTHW[..., ::2, ::2], rollouts.region_Rhw).mean(1)
         for o, block in enumerate(blocks):
-            for t, gain in enumerate(localisation(rollouts.raw_BTOhw[:, :, o], rollouts.region_Bhw).tolist()):
-                gains[f"localisation_block{block}_step{t}"] = gain
-        found |= {name: gain if math.isfinite(gain) else None for name, gain in gains.items()}  # no objects in any picture
-    return found
+            gain_RT = localisation(rollouts.raw_RTOhw[:, :, o], rollouts.region_Rhw)
+            found |= {f"localisation_block{block}_step{t}": gain_R for t, gain_R in enumerate(gain_RT.unbind(1))}
+    all_BN = processes.in_order(torch.stack(list(found.values()), 1), rollouts.row_R)
+    means = (x.item() for x in all_BN.nanmean(0))  # nan: no objects in the picture, or one step only
+    return {name: None if np.isnan(mean) else mean for name, mean in zip(found, means, strict=True)}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -78,34 +92,49 @@ def peak_memory(device: torch.device) -> int:
 def _keep_rows(file: Path, epochs: int) -> None:
     """Cut metrics of epochs that a resumed run does again."""
     rows = file.read_text().splitlines()[:epochs] if file.exists() else []
-    file.write_text("".join(row + "\n" for row in rows))
+    draft = file.with_name(f".{file.name}.tmp")
+    draft.write_text("".join(row + "\n" for row in rows))
+    draft.replace(file)
+
+
+def plan(settings: RunSettings, seed: int, records: list[dict]) -> None:
+    """Print what `train` would do and need with compute.processes, and do nothing. Raises InputError as `train` does."""
+    processes = settings.compute.processes
+    check(settings, records, processes)
+    policy = Generator(settings.policy, settings.allocation, settings.compute)
+    policy.add_adapter(seed)
+    print(*describe(settings, processes), *describe_memory(policy, settings.rollout.batch, processes), sep="\n")
 
 
 def train(settings: RunSettings, seed: int, records: list[dict], out: Path, start_over: bool = False) -> None:
-    """Train one method on one task into `out`, resuming from its newest checkpoint.
+    """Train one method on one task into `out`, resuming from its newest checkpoint; in one process or, when launched so, several.
 
     Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
-    that do not fit, before any work; RuntimeError when rollout and update disagree.
+    that do not fit, before any work; RuntimeError when rollout and update disagree; Diverged on numbers that are not finite;
+    Preempted, when asked to stop, after writing a checkpoint of the last whole epoch.
     """
-    check(settings, records)
+    processes = Processes()
+    check(settings, records, processes.count)
     digest = f"{settings.digest()}-{weights_digest(settings.policy)}"
-    found = checkpoint.newest(out / "checkpoints", digest, settings.training.epochs, start_over)
-    rollout, training, allocation = settings.rollout, settings.training, settings.allocation
-    record_maps = allocation.source != "none"
-    policy = Generator(settings.policy, allocation if record_maps else None)
-    parameters = policy.add_adapter(seed)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
-    )
-    ema = checkpoint.Ema(parameters, training.ema_decay, training.ema_every)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(settings.model_dump_json(indent=1))
-    done = checkpoint.resume(found, policy, ema, optimizer)
+    training, checkpoints = settings.training, out / "checkpoints"
+    found = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, training.epochs, start_over))
+    allocation = settings.allocation if settings.allocation.source != "none" else None
+    policy = Generator(settings.policy, allocation, settings.compute)
+    learner = Learner(policy, training, seed)
+    done = checkpoint.resume(found, learner)
     metrics = out / "metrics.jsonl"
-    _keep_rows(metrics, done)
+    if processes.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "settings.json").write_text(settings.model_dump_json(indent=1))
+        _keep_rows(metrics, done)
+        lines = describe(settings, processes.count)
+        if policy.device.type == "cuda":
+            lines += describe_memory(policy, settings.rollout.batch, processes.count)
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
 
+    policy.shard(processes.count)
     empty = policy.empty_prompt()
-    true_region = region if settings.prompts.world == "miniature" else None
+    published = published_epochs(training)
     bar = tqdm(
         range(done + 1, training.epochs + 1),
         initial=done,
@@ -113,56 +142,91 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
         desc=f"{settings.task} {settings.method} seed{seed}",
         unit="epoch",
         mininterval=0.1 if sys.stderr.isatty() else 20,
+        disable=processes.rank > 0,
     )
-    with RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool:
+    with processes.watching(), RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool:
         for epoch in bar:
-            ids = draw_prompts(rollout.groups, len(records), seed, epoch)
-            chosen = [records[i] for i in ids]
-            prompts = policy.encode(chosen)
-            steps = trained_steps(rollout, seed, epoch)
-            schedule = epoch_schedule(policy, rollout, steps)
-            rollouts = sample_epoch(
-                policy, rollout, schedule, chosen, ids, prompts, empty, pool, seed, epoch, record_maps, true_region
-            )
-            began = time.perf_counter()
-            advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
-            map_BTHW = make_maps(allocation, rollouts, steps, seed, epoch)
-            mapped = time.perf_counter()
-            row = update_policy(
-                policy,
-                training,
-                allocation.objective,
-                schedule,
-                steps,
-                rollouts,
-                map_BTHW,
-                advantage_B,
-                prompts,
-                empty,
-                optimizer,
-                ema.after_step,
-                batch=rollout.batch,
-                seed=seed,
-                epoch=epoch,
-                expect_ratio_one=epoch == done + 1,
-            )
-            reward_B = rollouts.reward_B
-            row = {
-                "epoch": epoch,
-                **row,
-                "reward_mean": reward_B.mean(),
-                "reward_std": reward_B.std(),
-                "zero_advantage_share": float((advantage_B == 0).mean()),
-                "images": len(reward_B),
-                **map_diagnostics(map_BTHW, rollouts, allocation.blocks),
-                "seconds_rollout": rollouts.seconds_rollout,
-                "seconds_reward": rollouts.seconds_reward,
-                "seconds_maps": mapped - began,
-                "seconds_update": time.perf_counter() - mapped,
-                "peak_memory_bytes": peak_memory(policy.device),
-            }
+            before = learner.capture() if processes.rank == 0 else None
+            try:
+                row = _epoch(settings, learner, records, empty, pool, processes, seed, epoch, first=epoch == done + 1)
+            except Preempted as stop:
+                kept = checkpoints / f"step{epoch - 1}"
+                if processes.rank == 0 and epoch > 1 and not kept.exists():
+                    checkpoint.save(kept, learner, before, epoch - 1, digest)
+                processes.gather(None)  # a launcher kills all when one leaves
+                raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
+            if processes.rank > 0:
+                continue
             with metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
-            if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
-                checkpoint.save(out / "checkpoints" / f"step{epoch}", policy, ema, optimizer, epoch, digest)
+            if training.max_kl is not None and row["kl"] > training.max_kl:
+                raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
+            if epoch in published or (training.save_every and epoch % training.save_every == 0):
+                checkpoint.save(checkpoints / f"step{epoch}", learner, learner.capture(), epoch, digest)
+                checkpoint.prune(checkpoints, training.keep_states, published)
+    processes.close()
+
+
+def _epoch(
+    settings: RunSettings,
+    learner: Learner,
+    records: list[dict],
+    empty: Encoded | None,
+    pool: RewardPool,
+    processes: Processes,
+    seed: int,
+    epoch: int,
+    first: bool,
+) -> dict:
+    """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl."""
+    rollout, training, allocation, policy = settings.rollout, settings.training, settings.allocation, learner.policy
+    record_maps = allocation.source != "none"
+    processes.stop_if_asked()
+    ids = draw_prompts(rollout.groups, len(records), seed, epoch)
+    chosen = [records[i] for i in ids]
+    prompts = policy.encode(chosen)
+    steps = trained_steps(rollout, seed, epoch)
+    schedule = epoch_schedule(policy, rollout, steps)
+    true_region = region if settings.prompts.world == "miniature" else None
+    rollouts = sample_epoch(
+        policy, rollout, schedule, chosen, ids, prompts, empty, pool, processes, seed, epoch, record_maps, true_region
+    )
+    began = time.perf_counter()
+    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
+    map_RTHW = make_maps(allocation, rollouts, steps, seed, epoch)
+    mapped = time.perf_counter()
+    row = update_policy(
+        learner,
+        training,
+        allocation.objective,
+        schedule,
+        steps,
+        rollouts,
+        map_RTHW,
+        advantage_B,
+        chosen,
+        prompts,
+        empty,
+        processes,
+        batch=rollout.batch,
+        seed=seed,
+        epoch=epoch,
+        expect_ratio_one=first,
+    )
+    updated = time.perf_counter()
+    reward_B = rollouts.reward_B
+    return {
+        "epoch": epoch,
+        **row,
+        "reward_mean": reward_B.mean(),
+        "reward_std": reward_B.std(),
+        "zero_advantage_share": float((advantage_B == 0).mean()),
+        "images": len(reward_B),
+        **map_diagnostics(map_RTHW, rollouts, allocation.blocks, processes),
+        "seconds_rollout": rollouts.seconds_rollout,
+        "seconds_reward": rollouts.seconds_reward,
+        "seconds_maps": mapped - began,
+        "seconds_update": updated - mapped,
+        "peak_memory_bytes": max(processes.gather(peak_memory(policy.device))),
+    }

@@ -1,22 +1,28 @@
 """The policy update: clipped loss with allocated log-probabilities, KL to the reference, one backward a step.
 
-Shapes: B rollouts, M micro-batch, T steps, C H W latents.
+Shapes: B rollouts of the epoch, R rollouts held by this process, M micro-batch, T trained steps, C H W latents, h w token grid.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from star.allocation.objective import allocate, clipped_loss, clipped_loss_by_location
 from star.config import Training
-from star.policy.generator import Encoded, Generator
+from star.errors import Diverged
+from star.policy.generator import Encoded
 from star.policy.sde import Schedule, log_prob, reference_kl, step_mean
 from star.policy.seeding import generator
+from star.training.learner import Learner
+from star.training.processes import Processes
 from star.training.rollout import Rollouts
 
+MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
 
-def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[tuple[np.ndarray, int]]]:
+
+def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[MicroBatch]]:
     """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
 
     The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio exactly 1.
@@ -27,19 +33,53 @@ def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: i
     return [batches[u::updates] for u in range(min(updates, len(batches)))]
 
 
+def deal(batches: list[MicroBatch], processes: int) -> list[list[MicroBatch]]:
+    """An update's micro-batches for every process, equally many: where they do not go round, repeats that do not count."""
+    rounds = -(-len(batches) // processes)
+    filled = batches + [(batches[0][0], 0)] * (rounds * processes - len(batches))
+    return [filled[rank::processes] for rank in range(processes)]
+
+
+def fetch(
+    rollouts: Rollouts, map_RTHW: torch.Tensor | None, steps: range, updates: list[list[list[MicroBatch]]], processes: Processes
+) -> tuple[Rollouts, torch.Tensor | None]:
+    """The rollouts and maps that this process's micro-batches need, from the processes that sampled them.
+
+    `updates` has every update's micro-batches by process. Only what the update reads comes along: the trained steps.
+    """
+    latents = rollouts.latents_RSCHW[:, steps.start : steps.stop + 1]
+    log_prob_RTHW = rollouts.log_prob_RTHW[:, steps.start : steps.stop]
+    if processes.count == 1:
+        return replace(rollouts, latents_RSCHW=latents, log_prob_RTHW=log_prob_RTHW), map_RTHW
+    wanted = [
+        np.unique(np.concatenate([rows for update in updates for rows, _ in update[rank]])) for rank in range(processes.count)
+    ]
+    owner_B = np.empty(len(rollouts.prompt_B), int)
+    for rank, row_R in enumerate(processes.gather(rollouts.row_R)):
+        owner_B[row_R] = rank
+
+    def exchanged(tensor_R: torch.Tensor) -> torch.Tensor:
+        return processes.exchange(tensor_R, rollouts.row_R, wanted, owner_B)
+
+    fetched = replace(
+        rollouts, latents_RSCHW=exchanged(latents), log_prob_RTHW=exchanged(log_prob_RTHW), row_R=wanted[processes.rank]
+    )
+    return fetched, None if map_RTHW is None else exchanged(map_RTHW)
+
+
 def update_policy(
-    policy: Generator,
+    learner: Learner,
     training: Training,
     objective: str,
     schedule: Schedule,
     steps: range,
     rollouts: Rollouts,
-    map_BTHW: torch.Tensor | None,
+    map_RTHW: torch.Tensor | None,
     advantage_B: np.ndarray,
+    records: list[dict],
     prompts: Encoded,
     empty: Encoded | None,
-    optimizer: torch.optim.Optimizer,
-    after_step: callable,
+    processes: Processes,
     *,
     batch: int,
     seed: int,
@@ -48,71 +88,82 @@ def update_policy(
 ) -> dict[str, float]:
     """One epoch's optimizer steps; returns means of loss, policy_loss, kl, ratio, approximate KL, clip_fraction, grad_norm.
 
-    `map_BTHW` has the maps of `steps`. The approximate KL to the rollout's policy is mean(ratio - 1 - log ratio).
+    `map_RTHW` has the maps of `steps`, `records` and `prompts` the epoch's prompts. The approximate KL to the rollout's policy is
+    mean(ratio - 1 - log ratio).
 
     Rollouts of zero advantage are dropped. With `expect_ratio_one` every ratio of the first optimizer step must be exactly
-    1, else RuntimeError: rollout and update then do not see the same numbers. Raises FloatingPointError on a loss or
-    gradient that is not finite, before the weights are touched.
+    1, else RuntimeError: rollout and update then do not see the same numbers. Raises Diverged on a loss or gradient that is
+    not finite, before the weights are touched, and Preempted when asked to stop.
     """
+    policy, device = learner.policy, learner.policy.device
     clip_range = training.location_clip_range if objective == "per_location" else training.clip_range
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = policy.device
+    kept = np.flatnonzero(advantage_B)
+    updates = [deal(b, processes.count) for b in micro_batches(kept, batch, training.updates_per_epoch, seed, epoch)]
+    if not updates:  # every group's rewards are equal: nothing to learn from
+        nothing = ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "grad_norm", "ratio_max_deviation")
+        return {"ratio_mean": 1.0, "ratio_min": 1.0, "ratio_max": 1.0, **dict.fromkeys(nothing, 0.0)}
+    rollouts, map_RTHW = fetch(rollouts, map_RTHW, steps, updates, processes)
     seen: dict[str, list[float]] = defaultdict(list)
-    for u, batches in enumerate(micro_batches(np.flatnonzero(advantage_B), batch, training.updates_per_epoch, seed, epoch)):
-        total = sum(count for _, count in batches) * len(steps)
-        for rows_M, count in batches:
-            prompt = prompts[torch.from_numpy(rollouts.prompt_B[rows_M])]
+    for u, dealt in enumerate(updates):
+        total = sum(count for batches in dealt for _, count in batches) * len(steps)
+        for rows_M, count in dealt[processes.rank]:
+            prompt_M, place_M = rollouts.prompt_B[rows_M], rollouts.places(rows_M)
+            prompt = prompts[torch.from_numpy(prompt_M)]
             advantage_M = torch.from_numpy(advantage_B[rows_M]).float().to(device)
             weight_M = (torch.arange(batch, device=device) < count).float() / total
             for s, t in enumerate(steps):
-                x, x_next = (
-                    rollouts.latents_BSCHW[rows_M, t].to(device),
-                    rollouts.latents_BSCHW[rows_M, t + 1].to(device),
-                )
-                map_MHW = None if map_BTHW is None else map_BTHW[rows_M, s].to(device)
+                processes.stop_if_asked()
+                x, x_next = (rollouts.latents_RSCHW[place_M, i].to(device) for i in (s, s + 1))
+                map_MHW = None if map_RTHW is None else map_RTHW[place_M, s].to(device)
                 sigma = schedule.sigma[t].item()
                 v = policy.velocity(x, sigma, prompt, empty)
                 mean = step_mean(schedule, t, x, v)
                 new_MHW = log_prob(schedule, t, x_next, mean)
-                old_MHW = rollouts.log_prob_BTHW[rows_M, t].to(device)
+                old_MHW = rollouts.log_prob_RTHW[place_M, s].to(device)
                 if objective == "per_location":
                     loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, clip_range)
                 else:
                     new_M, old_M = allocate(new_MHW, map_MHW), allocate(old_MHW, map_MHW)
                     loss_M, ratio = clipped_loss(advantage_M, new_M, old_M, clip_range)
+                kl_M = None
+                if training.kl_beta > 0:
+                    with torch.no_grad(), policy.reference():
+                        reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
+                    kl_M = reference_kl(schedule, t, mean, reference)
+                for name, value_M in (("policy loss", loss_M), ("KL to the base", kl_M)):
+                    _require_finite(name, value_M, [records[p]["prompt"] for p in prompt_M], epoch, t)
                 deviation = (ratio.detach() - 1).abs().max().item()
                 if expect_ratio_one and u == 0 and deviation != 0:
                     raise RuntimeError(f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})")
                 policy_loss = (loss_M * weight_M).sum()
-                loss, kl = policy_loss, None
-                if training.kl_beta > 0:
-                    with torch.no_grad(), policy.reference():
-                        reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
-                    kl = (reference_kl(schedule, t, mean, reference) * weight_M).sum()
-                    loss = policy_loss + training.kl_beta * kl
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"loss is not finite (epoch {epoch}, step {t}); weights are untouched")
-                loss.backward()
+                kl = 0.0 if kl_M is None else (kl_M * weight_M).sum()
+                loss = policy_loss + training.kl_beta * kl
+                learner.backward(loss)
+                if count == 0:
+                    continue
                 per_sample = total / count
                 seen["loss"].append(loss.item() * per_sample)
                 seen["policy_loss"].append(policy_loss.item() * per_sample)
-                seen["kl"].append(0.0 if kl is None else kl.item() * per_sample)
+                seen["kl"].append(0.0 if kl_M is None else kl.item() * per_sample)
                 counted = ratio.detach()[:count]
                 seen["ratio_mean"].append(counted.mean().item())
                 seen["ratio_min"].append(counted.min().item())
                 seen["ratio_max"].append(counted.max().item())
                 seen["approximate_kl"].append((counted - 1 - counted.log()).mean().item())
                 seen["clip_fraction"].append(((counted - 1).abs() > clip_range).float().mean().item())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient is not finite (epoch {epoch}); weights are untouched")
-        seen["grad_norm"].append(norm.item())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step()
-    if not seen:  # every group's rewards are equal: nothing to learn from
-        nothing = ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "grad_norm", "ratio_max_deviation")
-        return {"ratio_mean": 1.0, "ratio_min": 1.0, "ratio_max": 1.0, **dict.fromkeys(nothing, 0.0)}
+        processes.add_gradients(learner.parameters)
+        seen["grad_norm"].append(learner.step(training.max_grad_norm, epoch))
+    everyones = processes.gather(dict(seen))
+    seen = {name: [v for one in everyones for v in one.get(name, [])] for name in seen}
     row = {name: float(np.mean(values)) for name, values in seen.items()}
     row |= {"ratio_min": float(np.min(seen["ratio_min"])), "ratio_max": float(np.max(seen["ratio_max"]))}
     return row | {"ratio_max_deviation": max(row["ratio_max"] - 1, 1 - row["ratio_min"])}
+
+
+def _require_finite(name: str, value_M: torch.Tensor | None, prompts: list[str], epoch: int, step: int) -> None:
+    if value_M is None or value_M.isfinite().all():
+        return
+    m = int((~value_M.isfinite()).nonzero()[0])
+    raise Diverged(
+        f"{name} is {value_M[m].item()} (epoch {epoch}, denoising step {step}, prompt {prompts[m]!r}); weights are untouched"
+    )

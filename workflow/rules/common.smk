@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from star.config import run_settings
+from star.config import published_epochs, run_settings
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
 RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
@@ -66,8 +66,7 @@ def steps(task, method):
     """Epoch counts at which a run is sampled and scored."""
     if method == "base":
         return [0]
-    training = run_settings(CONFIG, task, method).training
-    return sorted({*range(training.checkpoint_every, training.epochs + 1, training.checkpoint_every), training.epochs})
+    return sorted(published_epochs(run_settings(CONFIG, task, method).training))
 
 
 def run_folder(task, method, seed):

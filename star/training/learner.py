@@ -1,0 +1,108 @@
+"""What an update changes: the adapter, its average, the optimizer and, in float16, the loss scale."""
+
+from dataclasses import dataclass
+
+import torch
+
+from star.config import Training
+from star.errors import Diverged
+from star.policy.generator import Generator
+
+
+class Ema:
+    """An average of parameters, every few optimizer steps s with decay min((1 + s) / (10 + s), decay)."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float, every: int) -> None:
+        self.parameters, self.decay, self.every, self.steps = parameters, decay, every, 0
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Count an optimizer step and average when it is time."""
+        self.steps += 1
+        if self.steps % self.every == 0:
+            decay = min((1 + self.steps) / (10 + self.steps), self.decay)
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and parameters; call it twice to come back."""
+        for average, p in zip(self.average, self.parameters, strict=True):
+            kept = p.detach().clone()
+            p.copy_(average)
+            average.copy_(kept)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A learner at one moment, on the CPU: weights and averages by peft's names, averages by position, states, counts."""
+
+    weights: dict[str, torch.Tensor]
+    averaged: dict[str, torch.Tensor]
+    average: list[torch.Tensor]
+    optimizer: dict
+    scaler: dict
+    optimizer_steps: int
+
+
+class Learner:
+    """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does."""
+
+    def __init__(self, policy: Generator, training: Training, seed: int) -> None:
+        self.policy = policy
+        self.parameters = policy.add_adapter(seed)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+        )
+        self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part of the loss."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, max_norm: float, epoch: int) -> float:
+        """One optimizer step on the added gradients, scaled down to `max_norm`; returns their norm before.
+
+        Raises Diverged on a gradient that is not finite, naming the parameter, before the weights are touched. In float16 that first
+        means a loss scale that was too high: the step is left out and the scale halved, down to 1.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        finite = bool(norm.isfinite())
+        if finite:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+        elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
+            named = self.policy.transformer.named_parameters()
+            bad = next(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
+            raise Diverged(f"gradient of {bad} is not finite (epoch {epoch}); weights are untouched")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if finite:
+            self.ema.after_step()
+        return norm.item() if finite else 0.0
+
+    def capture(self) -> Captured:
+        """A copy of everything."""
+
+        def copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+
+        weights = copy(self.policy.adapter_state())
+        self.ema.swap()
+        averaged = copy(self.policy.adapter_state())
+        self.ema.swap()
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {i: copy(state) for i, state in optimizer["state"].items()}
+        average = [a.to("cpu", copy=True) for a in self.ema.average]
+        return Captured(weights, averaged, average, optimizer, self.scaler.state_dict(), self.ema.steps)
+
+    def restore(self, captured: Captured) -> None:
+        """Become what was captured; `averaged` follows from `average`."""
+        self.policy.set_adapter_state(captured.weights)
+        for average, kept in zip(self.ema.average, captured.average, strict=True):
+            average.copy_(kept)
+        self.ema.steps = captured.optimizer_steps
+        self.optimizer.load_state_dict(captured.optimizer)
+        self.scaler.load_state_dict(captured.scaler)

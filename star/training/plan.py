@@ -1,0 +1,87 @@
+"""What a training will do and need, in numbers derived from its settings. Source: ours."""
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from star.allocation.attention import CoreColumns
+from star.config import RunSettings
+from star.policy.generator import Encoded, Generator
+from star.training.rollout import trained_steps
+
+_GIB = 2**30
+_ADAPTER_COPIES = 5  # float32: weights, gradient, two moments of AdamW, average
+
+
+def describe(settings: RunSettings, processes: int) -> list[str]:
+    """The batch numbers of an epoch, a line each."""
+    rollout, training = settings.rollout, settings.training
+    images, trained = rollout.groups * rollout.group_size, len(trained_steps(rollout, 0, 1))
+    batches, rounds = images // rollout.batch, -(-images // (rollout.batch * training.updates_per_epoch * processes))
+    return [
+        f"epoch    {images} images: {rollout.groups} prompts x {rollout.group_size}; {rollout.steps} denoising steps, "
+        f"{trained} of them trained",
+        f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",
+        f"update   {training.updates_per_epoch} optimizer step(s) an epoch; for each at most {rounds} micro-batch(es) of {rollout.batch} "
+        f"a process, so {rounds * trained} backward passes are accumulated; groups of equal rewards are dropped",
+    ]
+
+
+def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
+    """An estimate of what a process needs on its device, GiB, a line each; `policy` has its adapter.
+
+    Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the autoencoder
+    needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
+    """
+    pipe, transformer = policy.pipe, policy.transformer
+    shared = processes if policy.compute.shard else 1
+    weights = _bytes(transformer, trained=False) / shared + _bytes(pipe.vae)
+    adapter = _ADAPTER_COPIES * _bytes(transformer, trained=True)
+    encoders = sum(_bytes(e) for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None)
+    activations = activation_bytes(policy, batch)
+    peak = weights + adapter + max(activations, encoders)
+    return [
+        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-batch of {batch} "
+        f"{activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
+        f"memory   estimated peak of a process {peak / _GIB:.1f} GiB",
+    ]
+
+
+def _bytes(module: nn.Module, trained: bool | None = None) -> int:
+    chosen = (p for p in module.parameters() if trained is None or p.requires_grad == trained)
+    return sum(p.numel() * p.element_size() for p in chosen)
+
+
+def activation_bytes(policy: Generator, batch: int) -> int:
+    """Bytes kept between forward and backward pass of a micro-batch; with gradient checkpointing, and one block's own beside."""
+    transformer = policy.transformer
+    kept = saved_for_backward(policy, batch)
+    if policy.compute.gradient_checkpointing:
+        transformer.disable_gradient_checkpointing()
+        kept += saved_for_backward(policy, batch) // len(transformer.transformer_blocks)
+        transformer.enable_gradient_checkpointing()
+    return kept
+
+
+def saved_for_backward(policy: Generator, batch: int) -> int:
+    """Bytes that autograd saves in `Generator.velocity`, beside the weights, found with tensors that have no data."""
+    transformer, config = policy.transformer, policy.transformer.config
+    columns = policy.pipe.tokenizer_max_length + policy.policy.max_sequence_length
+    alive: list[torch.Tensor] = []  # an address must not come back
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(policy.device):
+        weights = {mode.from_tensor(t).untyped_storage()._cdata for t in (*transformer.parameters(), *transformer.buffers())}
+        core = CoreColumns(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1))
+        text = torch.zeros(batch, columns, config.joint_attention_dim)
+        prompt = Encoded(text, torch.zeros(batch, config.pooled_projection_dim), core)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            policy.velocity(
+                torch.zeros(batch, *policy.latent_shape()), 0.5, prompt, prompt[:1] if policy.policy.guidance > 1 else None
+            )
+    return sum(size for storage, size in saved.items() if storage not in weights)
