@@ -41,8 +41,8 @@ def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
     activations = activation_bytes(policy, batch)
     peak = weights + adapter + max(activations, encoders)
     return [
-        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-batch of "
-        f"{batch} {activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
+        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-"
+        f"batch of {batch} {activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
         f"memory   estimated peak of a process {peak / _GIB:.1f} GiB",
     ]
 
