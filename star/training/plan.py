@@ -23,7 +23,7 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
         f"{trained} of them trained",
         f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",
         f"update   {training.updates_per_epoch} optimizer step(s) an epoch; for each at most {rounds} micro-batch(es) of "
-        f"{rollout.batch} a process, so {rounds * trained} backward passes are accumulated; groups of equal rewards are dropped",
+        f"{rollout.batch} a process, so {rounds * trained} backward passes add up; groups of equal rewards are dropped",
     ]
 
 
