@@ -1,5 +1,6 @@
 """Training end to end on random weights: ratio, scalar equivalence, determinism, a killed process."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch._dynamo.backends.debugging import aot_eager
 from trainings import SMALL, TIMINGS, metrics, numbers
 
 from star import config as configuration
@@ -104,6 +106,23 @@ def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: P
     assert all(row["ratio_max_deviation"] == 0.0 and row["grad_norm"] > 0 for row in rows)
     with pytest.raises(InputError, match=r"rollout\.sampler: cps adds no noise in the last step"):
         _train(random_base, tmp_path / "none", "star", *cps, "rollout.window=1", "rollout.window_range=[0, 3]")
+
+
+def test_compiled_blocks_give_the_numbers_of_the_others(
+    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        traced.append(graph)
+        return aot_eager(graph, inputs)  # forward and backward traced as Inductor gets them, without its compilation
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    rows = _train(random_base, tmp_path / "compiled", "flow_grpo", "compute.compile=true")
+    assert traced
+    assert all(row["ratio_max_deviation"] == 0 for row in rows)
+    for key in ("reward_mean", "policy_loss", "kl", "grad_norm"):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in scalar[1]], rel=1e-4, abs=1e-9), key
 
 
 def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_path: Path) -> None:
