@@ -185,8 +185,8 @@ def easyocr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module, config = types.ModuleType("easyocr"), types.ModuleType("easyocr.config")
     module.Reader = _Reader
     config.MODULE_PATH = str(tmp_path / "own")
-    config.detection_models = {"craft": {"filename": "craft_mlt_25k.pth"}}
-    config.recognition_models = {"gen2": {"english_g2": {"filename": "english_g2.pth"}}}
+    config.detection_models = {"craft": {"filename": "craft_mlt_25k.pth", "url": str(closed)}}
+    config.recognition_models = {"gen2": {"english_g2": {"filename": "english_g2.pth", "url": str(closed)}}}
     monkeypatch.setitem(sys.modules, "easyocr", module)
     monkeypatch.setitem(sys.modules, "easyocr.config", config)
     monkeypatch.setattr(engines, "version", lambda package: f"{package}-version")

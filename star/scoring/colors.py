@@ -11,9 +11,8 @@ import torch.nn.functional as F
 import transformers
 
 from star.config import Scorers
-from star.errors import InputError
 from star.scoring.geneval import COLORS, Detected
-from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
+from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask
@@ -46,12 +45,7 @@ class ClipColors:
     def __init__(self, scorers: Scorers) -> None:
         source, revision, key = scorers.color_model, scorers.color_revision, "color_model"
         model = load_model(transformers.CLIPModel, source, revision, key)
-        self._tokenizer = load(transformers.CLIPTokenizer, source, revision, key)
-        if len(self._tokenizer) != model.config.text_config.vocab_size:  # transformers makes an empty one of nothing
-            raise InputError(
-                f"scorers.{key}: {source!r} has a tokenizer of {len(self._tokenizer)} tokens, its model knows "
-                f"{model.config.text_config.vocab_size}; give the folder or hub repository with the model's own tokenizer"
-            )
+        self._tokenizer = load_tokenizer(source, revision, key, model)
         self._images = load(_Processor, source, revision, key)
         self.fingerprint = f"color={source}@{digest(model)}"
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -139,6 +140,7 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
             f"scorers.ocr_engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
             "or use rapidocr"
         ) from None
+    from star import hub
     from star.scoring.weights import resolve
 
     models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
@@ -149,6 +151,9 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     options = {} if weights is None else {"model_storage_directory": weights, "user_network_directory": weights}
     with _weights_only():
         try:
+            absent = [model["url"] for model, file in zip(models, files, strict=True) if not file.is_file()]
+            if absent and (error := hub.attempt(lambda: urlopen(absent[0]).close())):  # EasyOCR would wait without limit
+                raise error
             reader = Reader(["en"], gpu=where == "cuda", download_enabled=weights is None, verbose=False, **options)
         except OSError as error:  # no network, or another MD5
             why = " ".join(str(error).split())[:160]
