@@ -43,15 +43,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.server
         hub.asked.append(f"{self.command} {self.path}")
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?(?:\?.*)?", self.path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-        name, revision = (api[1], api[3]) if api else (file[1], file[2])
+        path = self.path.partition("?")[0]
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(/.+)?)?", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        name, revision = (api[1], api[3]) if api else (file[1], file[2]) if file else (None, None)
         if hub.broken:
             self._answer(500, b"")
         elif name not in hub.folders:
             self._answer(401, b"", "RepoNotFound")
         elif revision not in (None, "main", COMMIT):
             self._answer(404, b"", "RevisionNotFound")
+        elif api and api[4]:
+            self._answer(404, b"", "EntryNotFound")  # no folder within a tree is listed
         elif api:
             self._describe(name, api[2])
         elif name in hub.gated and self.headers["authorization"] != f"Bearer {hub.token}":

@@ -77,7 +77,7 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
 def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
     """Whether every text encoder's tokenizer has its words; transformers makes an empty one where there is none."""
     pairs = ((getattr(pipe, f"tokenizer{n}"), getattr(pipe, f"text_encoder{n}")) for n in ("", "_2", "_3"))
-    return all(len(tokenizer) > encoder.config.vocab_size / 2 for tokenizer, encoder in pairs if encoder)
+    return all(len(tokenizer) > 0.9 * encoder.config.vocab_size for tokenizer, encoder in pairs if encoder)
 
 
 def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
