@@ -30,11 +30,17 @@ def is_repository(source: str) -> bool:
     return not Path(source).is_dir() and source.count("/") == 1 and not source.startswith((".", "/"))
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision can never mean something else."""
+    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+
+
 def check_pin(source: str, revision: str | None, key: str) -> None:
-    """Raise InputError, saying where to find one, when a repository comes without a commit; a folder needs none."""
-    if is_repository(source) and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+    """Raise InputError when the repository that `key` names comes without a commit; a folder needs none."""
+    if is_repository(source) and not is_commit(revision):
+        pin = f"{key.removesuffix('model')}revision" if key.endswith("model") else f"{key}_revision"
         raise InputError(
-            f"{key}: pin the commit of {source} (40 hex digits), because hub repositories change; "
+            f"{pin}: pin the commit of {source} (40 hex digits), because hub repositories change; "
             f"`hf models info {source} --expand sha` prints today's"
         )
 

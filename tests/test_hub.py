@@ -1,15 +1,13 @@
 """Weights from the hub: a server on this machine in its place, caches as huggingface_hub writes them, and no hub at all."""
 
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hub_server import COMMIT, Hub
-from huggingface_hub import constants, hf_api, snapshot_download
+from hub_server import COMMIT, Hub, point_to
+from huggingface_hub import constants, snapshot_download
 from PIL import Image
 
 from star import cli, hub
@@ -20,61 +18,6 @@ from star.scoring import make_scorer
 
 PICKSCORE = Path("resources/miniature/pickscore")
 ABSENT = "0" * 40
-
-
-def _point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hf_api.api, "endpoint", url)  # made when huggingface_hub was imported
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and nobody logged in."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Hub]:
-    """At one address for all tests, because transformers keeps the first one that it sees."""
-    with Hub().running() as served:
-        yield served
-
-
-@pytest.fixture
-def server(running: Hub, random_base: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    running.folders = {"some/clip": PICKSCORE.resolve(), "some/pipeline": random_base}
-    running.gated, running.broken = set(), False
-    running.asked.clear()
-    _point_to(running.url, monkeypatch)
-    return running
-
-
-@pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
-    """A hub that takes connections and never says a word; the connections."""
-    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
-    taken: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def take() -> None:
-            while True:
-                try:
-                    taken.append(listening.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=take, daemon=True)
-        thread.start()
-        _point_to(f"http://127.0.0.1:{listening.getsockname()[1]}", monkeypatch)
-        yield taken
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    for connection in taken:
-        connection.close()
 
 
 def _scorers(revision: str | None = COMMIT) -> Scorers:
@@ -94,41 +37,43 @@ def _golden_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickscore.golden, "preferences", lambda model: of(str(PICKSCORE)))
 
 
-def test_scorers_come_from_the_hub_once_and_then_from_the_cache(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scorers_come_from_the_hub_once_and_then_from_the_cache(hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     _golden_known(monkeypatch)
     image, record = np.asarray(Image.open(PICKSCORE / "golden/0.png")), {"prompt": "a photo of two circles"}
     fetched = make_scorer("pickscore", _scorers())
-    assert any(asked.startswith("GET") and "model.safetensors" in asked for asked in server.asked)
-    server.asked.clear()
+    assert any(asked.startswith("GET") and "model.safetensors" in asked for asked in hub_server.asked)
+    hub_server.asked.clear()
     cached = make_scorer("pickscore", _scorers())
-    assert server.asked == []
+    assert hub_server.asked == []
     local = make_scorer("pickscore", Scorers(pickscore_model=str(PICKSCORE), pickscore_processor=str(PICKSCORE), device="cpu"))
     assert fetched([image], [record]) == cached([image], [record]) == local([image], [record])
     assert fetched.fingerprint == cached.fingerprint and f"processor=some/clip@{COMMIT[:12]}" in cached.fingerprint
 
 
-def test_a_cache_without_tokenizer_is_completed(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_without_tokenizer_is_completed(hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers would take an empty tokenizer from it."""
     _golden_known(monkeypatch)
     snapshot_download("some/clip", revision=COMMIT, ignore_patterns=["tokenizer*"])
-    server.asked.clear()
+    hub_server.asked.clear()
     make_scorer("pickscore", _scorers())
-    assert any(asked.startswith("GET") and asked.endswith("/tokenizer.json") for asked in server.asked)
-    assert not any(asked.startswith("GET") and "model.safetensors" in asked for asked in server.asked)
+    assert any(asked.startswith("GET") and asked.endswith("/tokenizer.json") for asked in hub_server.asked)
+    assert not any(asked.startswith("GET") and "model.safetensors" in asked for asked in hub_server.asked)
 
 
-def test_the_pipeline_comes_from_the_hub_once_and_then_from_the_cache(server: Hub, random_base: Path, cache: Path) -> None:
+def test_the_pipeline_comes_from_the_hub_once_and_then_from_the_cache(
+    hub_server: Hub, random_base: Path, hub_cache: Path
+) -> None:
     load_pipeline(_policy())
-    server.asked.clear()
+    hub_server.asked.clear()
     cached = load_pipeline(_policy())
-    assert server.asked == []
+    assert hub_server.asked == []
     local = load_pipeline(Policy(model=str(random_base), resolution=64, guidance=1.0))
     pairs = zip(cached.transformer.parameters(), local.transformer.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    (weights,) = cache.glob("models--some--pipeline/snapshots/*/vae/diffusion_pytorch_model.safetensors")
+    (weights,) = hub_cache.glob("models--some--pipeline/snapshots/*/vae/diffusion_pytorch_model.safetensors")
     weights.unlink()
     load_pipeline(_policy())  # completed
-    assert weights.exists() and any("vae" in asked for asked in server.asked)
+    assert weights.exists() and any("vae" in asked for asked in hub_server.asked)
 
 
 def test_a_pipeline_without_tokenizer_is_refused(random_base: Path, tmp_path: Path) -> None:
@@ -142,18 +87,20 @@ def test_a_pipeline_without_tokenizer_is_refused(random_base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("token", [None, "refused", "granted"])
-def test_the_licence_gate(token: str | None, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.gated = {"some/pipeline"}
+def test_the_licence_gate(token: str | None, hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_server.gated = {"some/pipeline"}
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     if token == "granted":
         assert load_pipeline(_policy()).text_encoder is not None
         return
     login = "with `hf auth login` log in to" if token is None else "the token of this machine must belong to"
-    says = f"policy.model: some/pipeline is gated; accept its licence at {server.url}/some/pipeline, and {login} the account"
+    says = (
+        f"policy.model: some/pipeline is gated; accept its licence at {hub_server.url}/some/pipeline, and {login} the account"
+    )
     with pytest.raises(InputError, match=says):
         load_pipeline(_policy())
-    assert server.asked == [f"HEAD /some/pipeline/resolve/{COMMIT}/model_index.json"]
+    assert hub_server.asked == [f"HEAD /some/pipeline/resolve/{COMMIT}/model_index.json"]
 
 
 @pytest.mark.parametrize(
@@ -169,44 +116,44 @@ def test_the_licence_gate(token: str | None, server: Hub, monkeypatch: pytest.Mo
         ("some/clip", "main", "pin the commit of some/clip"),
     ],
 )
-def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, server: Hub) -> None:
+def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_server: Hub) -> None:
     with pytest.raises(InputError, match=says):
         make_scorer("pickscore", _scorers(revision).model_copy(update={"pickscore_model": name}))
-    assert len(server.asked) == (revision not in (None, "main"))
+    assert len(hub_server.asked) == (revision not in (None, "main"))
 
 
-def test_detector_and_colors_are_pinned_too(server: Hub, tmp_path: Path) -> None:
+def test_detector_and_colors_are_pinned_too(hub_server: Hub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"scorers\.detector_revision: pin the commit of facebook/mask2former-swin-small-coco"):
         make_scorer("geneval", Scorers())
-    assert server.asked == []
+    assert hub_server.asked == []
 
 
-def test_a_hub_in_trouble_is_left_to_the_loader(server: Hub) -> None:
-    server.broken = True
+def test_a_hub_in_trouble_is_left_to_the_loader(hub_server: Hub) -> None:
+    hub_server.broken = True
     answer = hub.ask("some/clip", COMMIT, "config.json")
     assert answer.response.status_code == 500 and hub.refusal("some/clip", COMMIT, answer) is None
 
 
-def test_a_hub_that_says_nothing_is_asked_once(silent: list, capsys: pytest.CaptureFixture) -> None:
+def test_a_hub_that_says_nothing_is_asked_once(silent_hub: list, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(InputError, match=r"policy\.model: some/pipeline is not whole in the hub cache .*does not answer"):
         load_pipeline(_policy())
-    assert len(silent) == 1
+    assert len(silent_hub) == 1
     with pytest.raises(
         InputError, match=r"scorers\.pickscore_model: some/clip is not whole .*`hf download some/clip --revision"
     ):
         make_scorer("pickscore", _scorers())
-    assert len(silent) == 2
+    assert len(silent_hub) == 2
     pictures = ["--images", str(PICKSCORE / "golden"), "--prompts", str(PICKSCORE / "golden/captions.jsonl"), "--out", "x"]
     settings = ("pickscore_model=some/clip", f"pickscore_revision={COMMIT}")
     assert cli.main(["score", "--task", "pickscore", *pictures, *(f"--set=scorers.{s}" for s in settings)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("star score: scorers.pickscore_model: some/clip is not whole") and len(silent) == 3
+    assert error.startswith("star score: scorers.pickscore_model: some/clip is not whole") and len(silent_hub) == 3
 
 
-def test_a_closed_port_and_offline_mode_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_port_and_offline_mode_say_so(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    _point_to(f"http://127.0.0.1:{port}", monkeypatch)
+    point_to(f"http://127.0.0.1:{port}", monkeypatch)
     with pytest.raises(InputError, match=rf"http://127\.0\.0\.1:{port} does not answer \(.*refused\); connect this machine"):
         load_pipeline(_policy())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -61,7 +61,7 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
             raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers SD3 pipeline folder")
     elif not hub.is_repository(policy.model):
         raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    hub.check_pin(policy.model, policy.revision, "policy.revision")
+    hub.check_pin(policy.model, policy.revision, "policy.model")
     settings = {"dtype": DTYPES[policy.precision], "use_safetensors": True}
     where = (policy.model, policy.revision, "policy.model", "model_index.json")
     try:

@@ -36,7 +36,7 @@ def load(cls: type, source: str, revision: str | None, key: str, **settings: obj
     """
     if not Path(source).is_dir() and not hub.is_repository(source):
         raise InputError(f"scorers.{key}: no folder {source!r}; give one that holds a {cls.__name__}, or a hub repository")
-    hub.check_pin(source, revision, f"scorers.{key.removesuffix('_model')}_revision")
+    hub.check_pin(source, revision, f"scorers.{key}")
     try:
         return hub.load(cls, source, revision, f"scorers.{key}", **settings)
     except InputError:
