@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import transformers
 
 from star.config import Scorers
+from star.errors import ScorerFailed
 from star.scoring.geneval import COLORS, Detected
 from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 
@@ -55,7 +56,7 @@ class ClipColors:
     def __call__(self, pairs: Sequence[tuple[np.ndarray, Detected]]) -> list[str]:
         """The colours of detections in uint8 [H, W, 3] pictures; "none" where no pixel of the object is in its box.
 
-        Raises RuntimeError when the model's outputs are not finite.
+        Raises ScorerFailed when the model's outputs are not finite.
         """
         crops = [crop(image, detection) for image, detection in pairs]
         seen = [i for i, c in enumerate(crops) if c is not None]
@@ -82,5 +83,5 @@ class ClipColors:
         pixels = self._images(crops, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         images_BD = _unit(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
         if not images_BD.isfinite().all():
-            raise RuntimeError("the colour model's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the colour model's outputs are not finite; set scorers.detector_precision to float32")
         return images_BD

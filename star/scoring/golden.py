@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
 from star.scoring import pictures
 
 _PERSON = {
@@ -92,7 +92,7 @@ def preferences(model: str) -> list[Preference]:
 
 
 def check_colors(colors_of: Callable) -> None:
-    """Classify drawn discs of four plain colours; raises RuntimeError, naming the colour, when one is called another."""
+    """Classify drawn discs of four plain colours; raises ScorerFailed, naming the colour, when one is called another."""
     from star.scoring.geneval import Detection
 
     canvas = Image.new("L", (256, 256))
@@ -102,7 +102,7 @@ def check_colors(colors_of: Callable) -> None:
     pictures = [np.where(mask[..., None], rgb, 200).astype(np.uint8) for rgb in _DISCS.values()]
     for color, named in zip(_DISCS, colors_of([(picture, disc) for picture in pictures]), strict=True):
         if named != color:
-            raise RuntimeError(
+            raise ScorerFailed(
                 f"scorers.color_model calls a {color} disc {named}; check the weights and the precision, "
                 f"or name pictures with answers of your own in scorers.detector_golden"
             )

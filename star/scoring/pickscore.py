@@ -15,7 +15,7 @@ import transformers
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from star.config import Scorers
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
 from star.hub import is_repository
 from star.scoring import golden
 from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
@@ -33,7 +33,7 @@ class PickScorer:
     """PickScore with the CLIP model, tokenizer and image processor that `scorers` names: folders or hub repositories.
 
     The model runs in scorers.pickscore_dtype on scorers.device; cosines and scores are float32.
-    Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together, and RuntimeError
+    Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together, and ScorerFailed
     when the model is wrong on a golden picture.
     """
 
@@ -55,13 +55,13 @@ class PickScorer:
         self._guard(golden.preferences(model))
 
     def _guard(self, known: Sequence[golden.Preference]) -> None:
-        """Raise RuntimeError when a golden picture's caption does not score higher than the worse one."""
+        """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""
         images_BD = self.embed([k.image for k in known])
         fits = self.compare(images_BD, [{"prompt": k.prompt} for k in known])
         worse = self.compare(images_BD, [{"prompt": k.worse} for k in known])
         for k, high, low in zip(known, fits, worse, strict=True):
             if high["score"] <= low["score"]:
-                raise RuntimeError(
+                raise ScorerFailed(
                     f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high['score']:.2f}, "
                     f"{k.worse!r} does not and scores {low['score']:.2f} ({self.fingerprint})"
                 )
@@ -93,7 +93,7 @@ class PickScorer:
         rows = [unique[prompt] for prompt in prompts]
         scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
         if not torch.isfinite(scores).all():
-            raise RuntimeError(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
+            raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
         return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
 
     @torch.inference_mode()

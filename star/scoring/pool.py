@@ -15,6 +15,7 @@ from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from star.config import Scorers
+from star.errors import ScorerFailed
 from star.scoring import Scorer, make_scorer
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class RewardPool:
         """Score uint8 pictures [B] of [H, W, 3] and their prompt records.
 
         The future's result is (rewards float64 [B], {scorer: rewards float64 [B]}). It raises what the scorer raised
-        (InputError for bad records or missing weights), or RuntimeError when a worker died twice.
+        (InputError for bad records or missing weights), or ScorerFailed when a worker died twice.
         """
         result: Future = Future()
         self._send(result, _score, images, records)
@@ -133,8 +134,8 @@ class RewardPool:
         else:
             tasks = ", ".join(self._weights)
             result.set_exception(
-                RuntimeError(
-                    f"a scoring worker ({tasks}) died twice, out of memory perhaps; fewer scorers.workers need less, and the "
+                ScorerFailed(
+                    f"a scoring process ({tasks}) died twice, out of memory perhaps; fewer scorers.workers need less, and the "
                     "same command goes on from the last checkpoint"
                 )
             )
