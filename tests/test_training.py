@@ -1,6 +1,7 @@
 """Training end to end on random weights: ratio, scalar equivalence, determinism, a killed process."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -249,7 +250,7 @@ def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) < 3
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert _numbers(rows) == _numbers(scalar[1])
+    assert numbers(rows) == numbers(scalar[1])
 
 
 def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
