@@ -44,9 +44,9 @@ def _prompts(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
+    if args.method == "base":
+        raise InputError("--method base: the untrained model has nothing to train")
     settings = configuration.run_settings(config, args.task, args.method)
-    if args.method not in config.methods:
-        raise InputError(f"--method {args.method}: the configuration has {', '.join(config.methods)}")
     from star import prompts
     from star.training.trainer import plan, train
 
