@@ -20,16 +20,17 @@ rule train:
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
-    threads: 8 if GPUS else 1
+    threads: (8 if GPUS else 1) * PROCESSES
     resources:
-        mem_mb=64000 if GPUS else 3000,
+        mem_mb=(64000 if GPUS else 3000) * PROCESSES,
         runtime=2880 if GPUS else 120,
-        gpu=GPUS,
+        gpu=GPUS * PROCESSES,
+        nodes=CONFIG.compute.machines,
     conda:
         "../../envs/star.yaml"
     message:
         "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
     shell:
-        "{STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
+        "{TRAIN} --config {params.config} --task {wildcards.task} --method {wildcards.method} "
         "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
         "sha256sum {params.adapters} > {output}"
