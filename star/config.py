@@ -73,6 +73,7 @@ class Training(_Section):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    update_norm: float | None = Field(None, gt=0)
     clip_range: float = Field(1e-4, gt=0)
     location_clip_range: float = Field(1e-2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
