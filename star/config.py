@@ -131,6 +131,7 @@ class Compute(_Section):
 class Evaluation(_Section):
     """How test images are sampled: the Euler ODE with EMA weights."""
 
+    split: Literal["test", "validation"] = "test"
     steps: Positive = 40
     images_per_prompt: Positive = 4
     batch: Positive = 16

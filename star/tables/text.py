@@ -45,7 +45,7 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
     `prompts` is the number of test prompts of each task.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}"
+    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
     scores, differences = _main(tables["main"], prompts)
     last = tables["guards"][lambda t: t["step"] == t.groupby(["task", "method"])["step"].transform("max")]
     _save(

@@ -38,7 +38,7 @@ wildcard_constraints:
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
     step=r"\d+",
-    split="train|validation|test",
+    split="train|validation|test|global",
 
 
 def write_resolved_config():
@@ -134,7 +134,7 @@ RUNS_AND_BASE = [(task, "base", seed) for task in TASKS for seed in SEEDS] + RUN
 
 
 def all_prompts():
-    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", "test"])
+    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", CONFIG.evaluation.split])
 
 
 def all_trained():
