@@ -153,7 +153,7 @@ def test_epochs_to_a_threshold_have_an_interval():
     curves = [_cells(level + noise_SP, (50,)) for level in (0.0, 1.0, 2.0)]
     at, low, high, reached = bootstrap_epochs_to(1.5, np.array([0, 10, 20]), curves)
     assert at == pytest.approx(15 - 10 * noise_SP.mean()) and low < at < high < 20 and reached == 1.0
-    # Noise is the same at every checkpoint: a straight line of slope 0.1 an epoch, moved by the noise's mean.
-    _, below, above = bootstrap(_cells(noise_SP, (50,)))
-    assert high - low == pytest.approx(10 * (above - below), rel=0.2)
+    # Noise is the same at every checkpoint: a line of slope 0.1 an epoch, moved by the noise's mean, whose variance the
+    # bootstrap of two crossed factors makes thrice as large.
+    assert high - low == pytest.approx(10 * 2 * 1.96 * 0.3 * np.sqrt(3 / 250), rel=0.2)
     assert bootstrap_epochs_to(9.0, np.array([0, 10, 20]), curves) == (np.inf, np.inf, np.inf, 0.0)
