@@ -44,9 +44,9 @@ def _prompts(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
+    if args.method == "base":
+        raise InputError("--method base: the untrained model has nothing to train")
     settings = configuration.run_settings(config, args.task, args.method)
-    if args.method not in config.methods:
-        raise InputError(f"--method {args.method}: the configuration has {', '.join(config.methods)}")
     from star import prompts
     from star.training.trainer import plan, train
 
@@ -123,6 +123,9 @@ def _maps(args: argparse.Namespace) -> None:
     if args.localisation:
         table = gallery.measure(settings, args.prompts, args.out, args.adapter, args.seed)
         print(table.pivot(index="block", columns="step", values="gain").round(2).to_string())
+    elif args.by_prompt:
+        table = gallery.measure_prompts(settings, args.prompts, args.out, args.adapter, args.seed)
+        print(table.groupby("tag", sort=False)[["entropy", "effective_area", "gain"]].mean().round(3).to_string())
     else:
         gallery.draw(settings, args.prompts, args.out, args.adapter, args.count, args.seed)
 
@@ -173,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
     s.add_argument("--task", choices=configuration.TASKS)
-    s.add_argument("--split", choices=("train", "validation", "test"))
+    s.add_argument("--split", choices=("train", "validation", "test", "global"))
     s.add_argument("--out", type=Path)
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 
@@ -211,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--adapter", type=Path)
     s.add_argument("--count", type=int, default=6, help="number of prompts (default: %(default)s)")
-    s.add_argument("--localisation", action="store_true", help="measure every block against the true objects, do not draw")
+    what = s.add_mutually_exclusive_group()
+    what.add_argument("--localisation", action="store_true", help="measure every block against the true objects, do not draw")
+    what.add_argument("--by-prompt", action="store_true", help="measure how concentrated the maps of every prompt are")
 
     s = stage("log", _log, "mirror a run's files to MLflow")
     run_of(s, task=False)

@@ -73,6 +73,7 @@ class Training(_Section):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    update_norm: float | None = Field(None, gt=0)
     clip_range: float = Field(1e-4, gt=0)
     location_clip_range: float = Field(1e-2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
@@ -130,6 +131,7 @@ class Compute(_Section):
 class Evaluation(_Section):
     """How test images are sampled: the Euler ODE with EMA weights."""
 
+    split: Literal["test", "validation"] = "test"
     steps: Positive = 40
     images_per_prompt: Positive = 4
     batch: Positive = 16
@@ -177,6 +179,15 @@ class TaskSettings(_Section):
     overrides: dict[str, Any] = {}
 
 
+class MethodSettings(_Section):
+    """One method: the tasks it is for (none: all of them) and what it changes in the other sections."""
+
+    tasks: Annotated[list[Task], Field(min_length=1)] | None = None
+    rollout: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    allocation: dict[str, Any] = {}
+
+
 class RunSettings(_Section):
     """Everything that one training of one method on one task depends on."""
 
@@ -219,16 +230,27 @@ class Config(_Section):
     evaluation: Evaluation
     scorers: Scorers
     tasks: dict[Task, TaskSettings] = Field(min_length=1)
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[str, MethodSettings] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _every_run_is_valid(self) -> "Config":
         if "base" in self.methods:
             raise ValueError("methods.base: `base` names the untrained model; call the method something else")
+        for name, method in self.methods.items():
+            for task in method.tasks or ():
+                if task not in self.tasks:
+                    raise ValueError(f"methods.{name}.tasks: no `{task}` under tasks; it has {', '.join(self.tasks)}")
         for task in self.tasks:
-            for method in self.methods:
-                run_settings(self, task, method)
+            if not methods_of(self, task):
+                raise ValueError(f"tasks.{task}: no method is for it; see methods.<name>.tasks")
+            for name in methods_of(self, task):
+                run_settings(self, task, name)
         return self
+
+
+def methods_of(config: Config, task: str) -> list[str]:
+    """The methods that are trained on a task, in the configuration's order."""
+    return [name for name, method in config.methods.items() if method.tasks is None or task in method.tasks]
 
 
 def published_epochs(training: Training) -> set[int]:
@@ -251,10 +273,13 @@ def run_settings(config: Config, task: str, method: str) -> RunSettings:
         if key not in getattr(config, section) and key != "base":
             known = ", ".join(getattr(config, section))
             raise InputError(f"{section}: no `{key}` in the configuration; it has {known}")
+    if method != "base" and method not in methods_of(config, task):
+        raise InputError(f"methods.{method}.tasks: `{method}` is not for `{task}`; add it there, or choose another method")
+    changes = config.methods[method].model_dump(exclude={"tasks"}) if method in config.methods else {}
     settings = config.model_dump(include={"policy", "compute", "evaluation", "scorers", "prompts", *_OVERRIDABLE})
     for where, overrides in (
         (f"tasks.{task}.overrides", config.tasks[task].overrides),
-        (f"methods.{method}", config.methods.get(method, {})),
+        (f"methods.{method}", changes),
     ):
         for section in overrides:
             if section not in _OVERRIDABLE:

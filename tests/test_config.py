@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from star.config import Config, json_schema, load, parse, run_settings
+from star.config import Config, json_schema, load, methods_of, parse, run_settings
 from star.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,10 @@ def test_the_ablation_is_the_miniature_with_more_methods_and_one_task():
         ("training.epochs=0", "training.epochs: Input should be greater than 0"),
         ("rollout.group_size=1", "rollout.group_size"),
         ("tasks.geneval.reward.beauty=1.0", "tasks.geneval.reward.beauty"),
-        ("methods.star.policy.guidance=2.0", "methods.star.policy: only rollout, training, allocation"),
+        ("methods.star.policy.guidance=2.0", "methods.star.policy: no such key"),
+        ("tasks.ocr.overrides.policy.guidance=2.0", "tasks.ocr.overrides.policy: only rollout, training, allocation"),
+        ("methods.star.tasks=[geneval, beauty]", "methods.star.tasks.1"),
+        ("methods.star.tasks=[]", "methods.star.tasks"),
         ("methods.star.allocation.sauce=none", "methods.star.allocation.sauce: no such key"),
         ("tasks.ocr.overrides.training.kl_beta=-1", "tasks.ocr.overrides.training.kl_beta"),
         ("methods.base.training.epochs=3", "methods.base: `base` names the untrained model"),
@@ -114,6 +117,24 @@ def test_the_method_wins_over_the_task_and_the_task_over_the_file(data: dict):
     assert (star.training.learning_rate, elsewhere.training.learning_rate) == (0.125, data["training"]["learning_rate"])
     assert star.allocation.source == "attention" and star.allocation.blocks == data["allocation"]["blocks"]
     assert run_settings(config, "ocr", "base").allocation.source == "none"
+
+
+def test_a_method_can_be_for_some_tasks_alone(data: dict):
+    data["methods"]["star"]["tasks"] = ["geneval"]
+    config = parse(data, "x.yaml")
+    assert [methods_of(config, task) for task in ("geneval", "ocr")] == [
+        ["flow_grpo", "star", "random"],
+        ["flow_grpo", "random"],
+    ]
+    assert run_settings(config, "geneval", "star") == run_settings(load(MINIATURE), "geneval", "star")
+    with pytest.raises(InputError, match=r"methods\.star\.tasks: `star` is not for `ocr`"):
+        run_settings(config, "ocr", "star")
+    del data["tasks"]["geneval"]
+    with pytest.raises(InputError, match=r"methods\.star\.tasks: no `geneval` under tasks; it has ocr, pickscore"):
+        parse(data, "x.yaml")
+    data["methods"] = {"star": {"tasks": ["ocr"]}}
+    with pytest.raises(InputError, match=r"tasks\.pickscore: no method is for it"):
+        parse(data, "x.yaml")
 
 
 def test_unknown_tasks_and_methods_are_refused_with_what_there_is(data: dict):

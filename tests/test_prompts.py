@@ -66,6 +66,23 @@ def test_settings_are_not_chosen_on_test_prompts(task: str):
         assert not set(validation) & {r["prompt"] for r in prompts.records(CONFIG, task, "train")}
 
 
+def test_global_prompts_match_local_ones_and_are_in_no_other_set():
+    found = prompts.records(CONFIG, "pickscore", "global")
+    of_kind = {tag: [r for r in found if r["tag"] == tag] for tag in ("local", "dark", "light", "one_color")}
+    assert [len(same) for same in of_kind.values()] == [32] * 4 and len(found) == 128
+    for local, dark, light in zip(of_kind["local"], of_kind["dark"], of_kind["light"], strict=True):
+        assert dark["prompt"] == f"{local['prompt']} on a dark background"
+        assert light["prompt"] == f"{local['prompt']} on a light background"
+        assert {s["text"] for s in dark["core"]} - {s["text"] for s in local["core"]} == {"dark"}
+    for record in of_kind["one_color"]:
+        (item,) = record["metadata"]["include"]
+        assert item["count"] > 1 and item["color"] in record["prompt"] and "background" not in record["prompt"]
+    others = {r["prompt"] for split in ("train", "validation", "test") for r in prompts.records(CONFIG, "pickscore", split)}
+    assert not others & {r["prompt"] for r in found} and len({r["prompt"] for r in found}) == 128
+    with pytest.raises(InputError, match="--split global"):
+        prompts.records(CONFIG, "geneval", "global")
+
+
 def test_geneval_training_prompts_follow_the_stated_weights():
     train = prompts.records(CONFIG, "geneval", "train")
     tags = Counter(r["tag"] for r in train)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from star import config as configuration
 from star import prompts
+from star.allocation.maps import allocation_map
 from star.errors import InputError
 from star.miniature.regions import region
 from star.policy.generator import Generator
@@ -97,6 +99,25 @@ def test_gallery_draws_one_row_a_prompt(
     with pytest.raises(InputError, match=r"allocation\.blocks"):
         no_blocks = configuration.load(ROOT / "config/miniature.yaml", ["allocation.blocks=[]"])
         draw(configuration.run_settings(no_blocks, "geneval", "flow_grpo"), records, tmp_path, None, 2, seed=0)
+
+
+def test_maps_are_measured_for_every_prompt(config: configuration.Config, records: Path, tmp_path: Path) -> None:
+    uniform = configuration.run_settings(config, "geneval", "star").model_copy(
+        update={"allocation": config.allocation.model_copy(update={"source": "uniform"})}
+    )
+    flat = gallery.measure_prompts(uniform, records, tmp_path / "flat", None, seed=0)
+    assert len(flat) == 3 * uniform.rollout.steps and flat[["entropy", "effective_area"]].to_numpy() == pytest.approx(1.0)
+    settings = configuration.run_settings(config, "geneval", "star")
+    table = gallery.measure_prompts(settings, records, tmp_path, None, seed=0)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "map_statistics.csv"), table, check_dtype=False)
+    policy, lines = Generator(settings.policy, settings.allocation), read(records)
+    schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
+    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r["id"], 0) for r in lines])
+    raw = policy.sample(starts, policy.encode(lines), None, schedule, record=True).raw_BTOhw
+    weights = allocation_map(settings.allocation, raw, None, range(settings.rollout.steps))[1, 3].flatten().double().numpy()
+    row = table[(table["prompt_id"] == lines[1]["id"]) & (table["step"] == 3)].iloc[0]
+    assert row["entropy"] == pytest.approx(stats.entropy(weights) / np.log(len(weights)), rel=1e-4)
+    assert row["effective_area"] == pytest.approx(weights.sum() ** 2 / len(weights) / (weights**2).sum(), rel=1e-3)
 
 
 def test_localisation_is_measured_for_every_block_and_step(config: configuration.Config, records: Path, tmp_path: Path) -> None:

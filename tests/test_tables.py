@@ -89,7 +89,7 @@ def _guards(path: Path, task: str, gain: float, images: int) -> None:
 
 def _fill(config: Config) -> None:
     for task in config.tasks:
-        for method in results.methods(config):
+        for method in results.methods(config, task):
             for seed in config.seeds:
                 run = results.run_folder(config, task, method, seed)
                 if method != "base":
@@ -212,6 +212,21 @@ def test_a_config_without_geneval_is_tabulated(tmp_path: Path):
     _fill(config)
     write(config, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out/tables/categories.csv").empty
+
+
+def test_a_method_of_one_task_is_tabulated_there_alone(tmp_path: Path):
+    config = _config(tmp_path)
+    config = parse(config.model_dump() | {"methods": {"flow_grpo": {}, "star": {"tasks": ["geneval"]}}}, "x.yaml")
+    _fill(config)
+    write(config, tmp_path / "out")
+    main = pd.read_csv(tmp_path / "out/tables/main.csv")
+    assert set(zip(main["task"], main["method"], strict=True)) == {
+        *(("geneval", method) for method in ("base", "flow_grpo", "star")),
+        *(("ocr", method) for method in ("base", "flow_grpo")),
+    }
+    rows = [line for line in (tmp_path / "out/tables/main.md").read_text().splitlines() if line.startswith("| star ")]
+    assert len(rows) == 3  # its score, and its differences to base and flow_grpo
+    assert all(row.split("|")[3].strip() == "-" != row.split("|")[2].strip() for row in rows)
 
 
 def _break_scores(config: Config, change: dict, method: str = "star") -> Path:

@@ -66,6 +66,7 @@ def test_the_uniform_map_is_flow_grpo_bit_for_bit_over_three_epochs(
     for ours, theirs in zip(numbers(rows), numbers(scalar[1]), strict=True):
         assert {k: ours[k] for k in theirs} == theirs
         assert ours["map_entropy"] == ours["map_effective_area"] == ours["map_localisation"] == pytest.approx(1.0)
+        assert 0 < ours["object_area"] < 1 and ours["gradient_inside"] == pytest.approx(ours["object_area"])
     for name, tensor in _adapter(scalar[0], 3).items():
         assert torch.equal(tensor, _adapter(tmp_path, 3)[name]), name
 
@@ -88,6 +89,17 @@ def test_allocation_changes_the_update_and_not_the_first_rollouts(
     assert rows[0]["ratio_min"] == rows[0]["ratio_max"] == 1.0
     assert 0 < rows[0]["map_entropy"] < 1 and rows[0]["map_drift"] >= 0
     assert all(rows[0][f"localisation_block{block}_step{t}"] > 0 for block in (1, 3) for t in range(3))
+
+
+@pytest.mark.parametrize("wanted", [None, 0.01])
+def test_the_norm_of_an_update_is_measured_and_can_be_set(random_base: Path, tmp_path: Path, wanted: float | None) -> None:
+    last = ("training.epochs=2", "training.ema_decay=0", "training.ema_every=1")  # the average is then the weights
+    rows = _train(random_base, tmp_path, "star", *last, f"training.update_norm={'null' if wanted is None else wanted}")
+    first, second = (_adapter(tmp_path, epoch) for epoch in (1, 2))
+    changed = sum(float((second[name] - first[name]).square().sum()) for name in first) ** 0.5
+    assert rows[1]["update_norm"] == pytest.approx(changed, rel=1e-4)
+    assert wanted is None or rows[1]["update_norm"] == wanted
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("method", ["star", "random"])

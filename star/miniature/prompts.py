@@ -5,6 +5,10 @@ with its two objects swapped. Flow-GRPO (arXiv 2505.05470) weighs the tags 7 : 5
 sees millions of images; here they weigh nearly the same, so the tags of which the base can do something count. The validation
 set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts (pickscore), and for
 geneval, whose world is too small for three parts, the training set's prompts in another draw.
+
+The `global` set asks whether allocation gives way where a prompt speaks of the whole picture: free captions that are in no other
+set, each content thrice (tags `local`: no ground named, `dark` and `light`: "on a dark background"), and captions whose objects
+all have one colour (`one_color`).
 """
 
 import numpy as np
@@ -13,6 +17,7 @@ from star.miniature.captions import TEST_PROMPTS, caption, split
 from star.prompts import core
 
 TRAIN_PROMPTS = 1000
+GLOBAL_PROMPTS = 32  # of each tag
 TRAIN_WEIGHTS = {"counting": 0.25, "colors": 0.2, "two_object": 0.2, "position": 0.2, "color_attr": 0.15}
 _SEED = 43
 
@@ -44,7 +49,26 @@ def _geneval_validation() -> list[dict]:
     return [pool[i] for tag, pool in _geneval_pools().items() for i in rng.permutation(len(pool))[: sizes[tag]]]
 
 
+def _global() -> list[dict]:
+    """Descriptions of the global set with their `kind`, those of one content side by side."""
+    held_out = TEST_PROMPTS["pickscore"]["free"]
+    rest = split("free", held_out)[0][TRAIN_PROMPTS + held_out :]  # shuffled
+    grounds: dict[str, dict[str, dict]] = {}
+    for d in rest:
+        grounds.setdefault(str(d["include"]), {})[d.get("background", "local")] = d
+    thrice = [found for found in grounds.values() if len(found) == 3][:GLOBAL_PROMPTS]
+    matched = [found[kind] | {"kind": kind} for found in thrice for kind in ("local", "dark", "light")]
+    several = [
+        found["local"] | {"kind": "one_color"}
+        for found in grounds.values()
+        if found not in thrice and "local" in found and found["local"]["include"][0]["count"] > 1
+    ]
+    return matched + several[:GLOBAL_PROMPTS]
+
+
 def _descriptions(task: str, part: str) -> list[dict]:
+    if part == "global":
+        return _global() if task == "pickscore" else []
     if part == "test":
         return [d for tag, held_out in TEST_PROMPTS[task].items() for d in split(tag, held_out)[1]]
     if task == "geneval":
@@ -64,18 +88,18 @@ def _core(prompt: str, d: dict) -> list[dict]:
 
 
 def records(task: str, part: str) -> list[dict]:
-    """The prompt records of a task; `part` is "train", "validation" or "test"."""
+    """The prompt records of a task; `part` is "train", "validation", "test" or, for pickscore, "global" (others: none)."""
     found = []
     for i, d in enumerate(_descriptions(task, part)):
-        prompt = caption(d)
+        prompt, tag = caption(d), d.get("kind", d["tag"])
         found.append(
             {
                 "id": f"{task}-{i:05d}",
                 "task": task,
-                "tag": d["tag"],
+                "tag": tag,
                 "prompt": prompt,
                 "core": _core(prompt, d),
-                "metadata": {**d, "prompt": prompt},
+                "metadata": {**d, "tag": tag, "prompt": prompt},
             }
         )
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from star.config import Config
 from star.errors import InputError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "global")
 KEYS = ("id", "task", "tag", "prompt", "core", "metadata")
 
 
@@ -24,6 +24,8 @@ def records(config: Config, task: str, split: str) -> list[dict]:
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    if split == "global" and (task, config.prompts.world) != ("pickscore", "miniature"):
+        raise InputError("--split global: only the pickscore task of the world `miniature` has prompts of global attributes")
     if config.prompts.world == "miniature":
         from star.miniature import prompts as miniature
 

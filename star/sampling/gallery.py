@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from star.allocation.maps import allocation_map, localisation
+from star.allocation.maps import allocation_map, effective_area, entropy, localisation
 from star.config import RunSettings
 from star.errors import InputError
 from star.miniature.regions import region, token_shares
 from star.policy.generator import Generator
-from star.policy.sde import make_schedule
+from star.policy.sde import Schedule, make_schedule
 from star.policy.seeding import noise
 from star.prompts import read
 
@@ -120,24 +120,64 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     generator.record_blocks(range(every))
     if adapter is not None:
         generator.load_adapter(adapter)
-    schedule, empty = make_schedule(generator.pipe.scheduler, steps, 0.0), generator.empty_prompt()
-    shape = (1, *generator.latent_shape())
-    raw, regions = [], []
-    for start in tqdm(range(0, len(records), settings.evaluation.batch), desc="localisation", disable=None):
-        batch = records[start : start + settings.evaluation.batch]
-        starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in batch])
-        trajectory = generator.sample(starts, generator.encode(batch), empty, schedule, record=True)
-        raw.append(trajectory.raw_BTOhw)
-        found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
-        regions.append(token_shares(found, raw[-1].shape[-2:]))
-    raw_BTOhw, region_Bhw = torch.cat(raw), torch.cat(regions)
+    schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
+    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(
         {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
         for block in range(every)
         for t, gain in enumerate(localisation(raw_BTOhw[:, :, block], region_Bhw).nanmean(0).tolist())
     )
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / ".localisation.csv", index=False)
-    (out / ".localisation.csv").replace(out / "localisation.csv")
+    return _written(table, out / "localisation.csv")
+
+
+def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, seed: int) -> pd.DataFrame:
+    """How concentrated the method's maps are on every prompt of a file and step; written to `out`/map_statistics.csv.
+
+    One ODE sample a prompt. Columns: prompt_id, tag, prompt, step, entropy, effective_area (see star.allocation.maps) and gain, the
+    localisation gain (nan without objects). Raises InputError as `measure` does.
+    """
+    if settings.prompts.world != "miniature":
+        raise InputError("--by-prompt: only the `miniature` world knows the true objects")
+    if not settings.allocation.blocks:
+        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    records, steps = read(prompts), settings.rollout.steps
+    generator = Generator(settings.policy, settings.allocation, settings.compute)
+    if adapter is not None:
+        generator.load_adapter(adapter)
+    schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
+    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
+    places_BThw = torch.randn((len(records), steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    map_BTHW = allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
+    gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
+    rows = []
+    for t in range(steps):
+        measured = zip(entropy(map_BTHW[:, t : t + 1]), effective_area(map_BTHW[:, t : t + 1]), gain_BT[:, t], strict=True)
+        for record, values in zip(records, measured, strict=True):
+            known = {"prompt_id": record["id"], "tag": record["tag"], "prompt": record["prompt"], "step": t}
+            rows.append(known | dict(zip(("entropy", "effective_area", "gain"), map(float, values), strict=True)))
+    return _written(pd.DataFrame(rows), out / "map_statistics.csv")
+
+
+def _watch(
+    generator: Generator, schedule: Schedule, records: list[dict], batch: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One ODE sample a prompt: raw attention [B, T, O, h, w], and the share of every token that true objects cover [B, h, w]."""
+    empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
+    raw, regions = [], []
+    for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
+        some = records[start : start + batch]
+        starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in some])
+        trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
+        raw.append(trajectory.raw_BTOhw)
+        found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
+        regions.append(token_shares(found, raw[-1].shape[-2:]))
+    return torch.cat(raw), torch.cat(regions)
+
+
+def _written(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    table.to_csv(draft, index=False)
+    draft.replace(path)
     return table

@@ -28,4 +28,4 @@ def write(config: Config, out: Path) -> None:
     }
     prompts = final.groupby("task")["prompt_id"].nunique().to_dict()
     text.save(Path(out) / "tables", config, frames, prompts)
-    figures.save(Path(out) / "figures", config, scores, metrics, frames, shown)
+    figures.write(Path(out) / "figures", config, scores, metrics, frames, shown)

@@ -4,45 +4,24 @@ import math
 import textwrap
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from star.config import Config
-from star.tables.results import methods
+from star.tables.results import shared_methods
 from star.tables.statistics import summary
+from star.tables.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
 from star.tables.text import digits
 
-# Okabe and Ito's colour-blind safe palette, less its yellow; the untrained model is grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("s", "D", "^", "v", "P", "X", "*")
-_SCORE_AXES = {
-    "geneval": "share of correct images, mean over tags",
-    "ocr": "1 − edits per letter",
-    "pickscore": "PickScore",
-}
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "svg.hashsalt": "star",
-    "legend.frameon": False,
-}
 _INTERVAL = "95 % bootstrap interval over test prompts"
 _PICTURE_PIXELS = 192
 
 
-def save(
+def write(
     folder: Path,
     config: Config,
     scores: pd.DataFrame,
@@ -61,73 +40,49 @@ def save(
         "categories": lambda: category_dots(config, tables["categories"]),
         "samples": lambda: sample_grid(config, shown),
     }
-    with mpl.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         for name, draw in figures.items():
-            figure = draw()
-            temporary = folder / f".{name}.svg.tmp"
-            figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
-            plt.close(figure)
-            temporary.replace(folder / f"{name}.svg")
-
-
-def _look(config: Config, method: str) -> dict:
-    if method == "base":
-        return {"color": "#6e6e6e", "marker": "o"}
-    i = list(config.methods).index(method)
-    return {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
-
-
-def _caption(figure: Figure, text: str) -> None:
-    width = int(figure.get_figwidth() * 15.5)
-    figure.text(0.01, -0.01, textwrap.fill(text, width), va="top", fontsize=8, color="#444444")
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), borderaxespad=0.2)
-
-
-def _seeds(config: Config) -> str:
-    return f"{len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}"
+            save(draw(), folder / name)
 
 
 def learning_curves(config: Config, scores: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
-    """Above, the reward of the training images an epoch; below, the test score of every scored checkpoint."""
+    """Above, the reward of the training images an epoch; below, the test score of every scored checkpoint; shared methods."""
     tasks = list(config.tasks)
     figure, axes = plt.subplots(
         2, len(tasks), figsize=(3.7 * len(tasks) + 0.3, 6.4), squeeze=False, sharex="col", layout="constrained"
     )
     for column, task in enumerate(tasks):
         above, below = axes[:, column]
-        for method in config.methods:
-            look = _look(config, method)
+        shown = shared_methods(config, task)
+        for method in shown:
+            color = look(config, method)["color"]
             rewards = _rewards(metrics[(metrics["task"] == task) & (metrics["method"] == method)])
             low, high = (rewards["mean"] + sign * 1.96 * rewards["error"] for sign in (-1, 1))
-            above.fill_between(rewards.index, low, high, color=look["color"], alpha=0.1, linewidth=0)
-            above.plot(rewards.index, rewards["mean"], color=look["color"], alpha=0.35, linewidth=0.8)
+            above.fill_between(rewards.index, low, high, color=color, alpha=0.1, linewidth=0)
+            above.plot(rewards.index, rewards["mean"], color=color, alpha=0.35, linewidth=0.8)
             window = 2 * (len(rewards) // 20) + 1
             smooth = rewards["mean"].rolling(window, center=True, min_periods=1).mean()
-            above.plot(rewards.index, smooth, color=look["color"], linewidth=2)
+            above.plot(rewards.index, smooth, color=color, linewidth=2)
         points = _checkpoints(config, scores[scores["task"] == task], task)
         # Dodged sideways, or intervals of methods scored at the same epoch hide each other.
         dodge = 0.012 * points["step"].max()
-        for i, method in enumerate(methods(config)):
+        for i, method in enumerate(["base", *shown]):
             of_method = points[points["method"] == method]
-            shift = dodge * (i - (len(config.methods) + 1) / 2) if method != "base" else 0
-            _dots(below, of_method["step"] + shift, of_method, _look(config, method), label=method)
+            shift = dodge * (i - (len(shown) + 1) / 2) if method != "base" else 0
+            _dots(below, of_method["step"] + shift, of_method, look(config, method), label=method)
             if method != "base":
                 line = pd.concat([points[points["method"] == "base"], of_method])
-                below.plot(line["step"] + [0, *[shift] * len(of_method)], line["mean"], color=_look(config, method)["color"])
+                below.plot(line["step"] + [0, *[shift] * len(of_method)], line["mean"], color=look(config, method)["color"])
         images = metrics.loc[metrics["task"] == task, "images"].iloc[0] * len(config.seeds)
         n = points["n"].iloc[0]
         above.set_title(f"{task}: training, n = {images} images an epoch")
         below.set_title(f"{task}: test, n = {n} images")
         above.set(ylabel="mean reward")
-        below.set(xlabel="epoch (0: untrained)", ylabel=_SCORE_AXES[task])
-    _legend(figure, axes[1][0])
-    _caption(
+        below.set(xlabel="epoch (0: untrained)", ylabel=SCORE_AXES[task])
+    legend(figure, axes[1])
+    caption(
         figure,
-        f"Learning curves, {config.experiment}, {_seeds(config)}. Above: mean reward of the images sampled for "
+        f"Learning curves, {config.experiment}, {seeds(config)}. Above: mean reward of the images sampled for "
         "training, with noise (SDE); "
         "thin line and band: each epoch and its 95 % interval, 1.96 reward_std / sqrt(n), which treats the images "
         "as independent; thick line: "
@@ -156,17 +111,17 @@ def _checkpoints(config: Config, scores: pd.DataFrame, task: str) -> pd.DataFram
     return pd.DataFrame(rows).sort_values("step")
 
 
-def _dots(axes: Axes, x: pd.Series, rows: pd.DataFrame, look: dict, label: str) -> None:
+def _dots(axes: Axes, x: pd.Series, rows: pd.DataFrame, style: dict, label: str) -> None:
     bars = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["mean"].to_numpy())
-    axes.errorbar(x, rows["mean"], yerr=bars, fmt=look["marker"], color=look["color"], markersize=5, capsize=2, label=label)
+    axes.errorbar(x, rows["mean"], yerr=bars, fmt=style["marker"], color=style["color"], markersize=5, capsize=2, label=label)
 
 
 def _rows_of_dots(axes: Axes, rows: pd.DataFrame, config: Config, places: int, sign: str = "") -> None:
     """One horizontal dot with its interval a method, from the top down, the value written above it."""
     for y, row in enumerate(rows.itertuples()):
-        look = _look(config, row.method)
+        style = look(config, row.method)
         bars = np.abs([[row.mean - row.ci_low], [row.ci_high - row.mean]])
-        axes.errorbar(row.mean, y, xerr=bars, fmt=look["marker"], color=look["color"], markersize=6, capsize=3)
+        axes.errorbar(row.mean, y, xerr=bars, fmt=style["marker"], color=style["color"], markersize=6, capsize=3)
         axes.annotate(
             f"{row.mean:{sign}.{places}f}", (row.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8
         )
@@ -177,7 +132,7 @@ def _rows_of_dots(axes: Axes, rows: pd.DataFrame, config: Config, places: int, s
 
 
 def score_dots(config: Config, main: pd.DataFrame) -> Figure:
-    """Scores of the final checkpoints, and below their paired differences to `base` and to `flow_grpo`."""
+    """Scores of the final checkpoints of all methods, and below their paired differences to `base` and to `flow_grpo`."""
     tasks = list(config.tasks)
     references = [r for r in ("base", "flow_grpo") if main["metric"].str.endswith(f"-minus-{r}").any()]
     heights = [len(config.methods) + 1.6, *(len(config.methods) + 0.6 - (r != "base") for r in references)]
@@ -194,15 +149,15 @@ def score_dots(config: Config, main: pd.DataFrame) -> Figure:
         score = rows[rows["metric"] == task]
         places = digits(score["mean"])
         _rows_of_dots(axes[0][column], score, config, places)
-        axes[0][column].set(title=f"{task} (n = {score['n'].iloc[0]})", xlabel=_SCORE_AXES[task])
+        axes[0][column].set(title=f"{task} (n = {score['n'].iloc[0]})", xlabel=SCORE_AXES[task])
         for row, reference in enumerate(references, start=1):
             paired = rows[rows["metric"] == f"{task}-minus-{reference}"]
             _rows_of_dots(axes[row][column], paired, config, places, "+")
             axes[row][column].axvline(0, color="#555555", linewidth=1.2, zorder=1)
             axes[row][column].set(xlabel=f"difference to {reference}, paired")
-    _caption(
+    caption(
         figure,
-        f"Final checkpoints, {config.experiment}, {_seeds(config)}. n: images scored a method. Bars: {_INTERVAL}. "
+        f"Final checkpoints, {config.experiment}, {seeds(config)}. n: images scored a method. Bars: {_INTERVAL}. "
         "Differences are paired "
         "by seed, prompt and initial noise: a bar that does not touch the line at 0 is a difference beyond the "
         "choice of prompts.",
@@ -211,31 +166,32 @@ def score_dots(config: Config, main: pd.DataFrame) -> Figure:
 
 
 def category_dots(config: Config, categories: pd.DataFrame) -> Figure:
-    """GenEval's score by tag, methods side by side."""
+    """GenEval's score by tag, shared methods side by side."""
     tasks = list(categories["task"].unique())
     tags = list(categories["tag"].unique())
+    shown = shared_methods(config, tasks[0]) if tasks else []
     figure, axes = plt.subplots(
         1,
         max(1, len(tasks)),
-        figsize=(6.8, 0.7 + 0.2 * len(tags) * (len(config.methods) + 2)),
+        figsize=(6.8, 0.7 + 0.2 * len(tags) * (len(shown) + 2)),
         squeeze=False,
         layout="constrained",
     )
     for column, task in enumerate(tasks):
         panel, rows = axes[0][column], categories[categories["task"] == task]
         counts = rows.drop_duplicates("tag").set_index("tag")["n"]
-        names = methods(config)
+        names = ["base", *shown]
         for i, method in enumerate(names):
             of_method = rows[rows["method"] == method].set_index("tag").loc[tags]
             y = np.arange(len(tags)) + 0.7 * (i - (len(names) - 1) / 2) / len(names)
             bars = np.abs(of_method[["ci_low", "ci_high"]].to_numpy().T - of_method["mean"].to_numpy())
-            look = _look(config, method)
+            style = look(config, method)
             panel.errorbar(
                 of_method["mean"],
                 y,
                 xerr=bars,
-                fmt=look["marker"],
-                color=look["color"],
+                fmt=style["marker"],
+                color=style["color"],
                 markersize=5,
                 capsize=2,
                 label=method,
@@ -245,10 +201,10 @@ def category_dots(config: Config, categories: pd.DataFrame) -> Figure:
         panel.set_yticks(range(len(tags)), [f"{tag}\nn = {counts[tag]}" for tag in tags])
         panel.set(ylim=(len(tags) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel=f"{task}: share of correct images")
         panel.grid(axis="y", visible=False)
-        _legend(figure, panel)
-    _caption(
+        legend(figure, [panel])
+    caption(
         figure,
-        f"Scores by tag of the final checkpoints, {config.experiment}, {_seeds(config)}. n: images a method. "
+        f"Scores by tag of the final checkpoints, {config.experiment}, {seeds(config)}. n: images a method. "
         "Overall: unweighted mean "
         f"of the tags. Bars: {_INTERVAL}; none where all prompts of a tag scored alike.",
     )
@@ -256,26 +212,26 @@ def category_dots(config: Config, categories: pd.DataFrame) -> Figure:
 
 
 def sample_grid(config: Config, shown: pd.DataFrame) -> Figure:
-    """The same prompts and noise under every method: a row a prompt, a column a method, scores under the pictures."""
-    names = methods(config)
+    """The same prompts and noise under every shared method: a row a prompt, a column a method, with scores."""
+    names = {task: ["base", *shared_methods(config, task)] for task in config.tasks}
     size, gap, label, heading = 1.15, 0.27, 1.9, 0.42
     prompts = shown.drop_duplicates(["task", "prompt_id"])
-    width = label + len(names) * (size + 0.12)
+    width = label + max(map(len, names.values())) * (size + 0.12)
     height = len(prompts) * (size + gap) + len(config.tasks) * heading
     figure = plt.figure(figsize=(width, height))
     top = height
     for task in config.tasks:
         figure.text(0.02, (top - 0.28) / height, task, fontsize=11, fontweight="bold")
-        for i, method in enumerate(names):
+        for i, method in enumerate(names[task]):
             x = (label + (i + 0.5) * (size + 0.12)) / width
-            figure.text(x, (top - 0.28) / height, method, ha="center", fontsize=9, color=_look(config, method)["color"])
+            figure.text(x, (top - 0.28) / height, method, ha="center", fontsize=9, color=look(config, method)["color"])
         top -= heading
         places = digits(shown.loc[shown["task"] == task, "score"])
         for prompt in prompts.loc[prompts["task"] == task, "prompt_id"]:
             rows = shown[(shown["task"] == task) & (shown["prompt_id"] == prompt)].set_index("method")
             title = textwrap.fill(textwrap.shorten(rows["prompt"].iloc[0], 130, placeholder=" …"), 22)
             figure.text(0.02, (top - size / 2) / height, title, va="center", fontsize=8.5)
-            for i, method in enumerate(names):
+            for i, method in enumerate(names[task]):
                 place = (label + i * (size + 0.12) + 0.06, top - size, size, size)
                 axes = figure.add_axes([place[0] / width, place[1] / height, size / width, size / height])
                 axes.imshow(_picture(rows.loc[method, "picture"]), interpolation="none")
@@ -285,7 +241,7 @@ def sample_grid(config: Config, shown: pd.DataFrame) -> Figure:
                 score = rows.loc[method, "score"]
                 axes.set_xlabel(f"score {score:.{places}f}".removesuffix(".000"), fontsize=8.5, labelpad=2)
             top -= size + gap
-    _caption(
+    caption(
         figure,
         f"Samples of the final checkpoints, {config.experiment}, seed {config.seeds[0]}. A row: one test prompt "
         "under every method from the same "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.config import Config, run_settings
+from star.config import Config, methods_of, run_settings
 from star.errors import InputError
 from star.scoring import GUARDS
 
@@ -15,9 +15,15 @@ _PARTS = ["seconds_rollout", "seconds_maps", "seconds_reward", "seconds_update"]
 _METRIC_KEYS = ["epoch", "reward_mean", "reward_std", "images", "peak_memory_bytes", *_PARTS]
 
 
-def methods(config: Config) -> list[str]:
-    """The untrained model, then the configuration's methods in its order."""
-    return ["base", *config.methods]
+def methods(config: Config, task: str) -> list[str]:
+    """The untrained model, then the methods that are trained on a task, in the configuration's order."""
+    return ["base", *methods_of(config, task)]
+
+
+def shared_methods(config: Config, task: str) -> list[str]:
+    """The methods of `task` that every task has, as figures of all tasks show them; all of its own where none is shared."""
+    own = methods_of(config, task)
+    return [m for m in own if all(m in methods_of(config, other) for other in config.tasks)] or own
 
 
 def run_folder(config: Config, task: str, method: str, seed: int) -> Path:
@@ -74,7 +80,7 @@ def scores(config: Config) -> pd.DataFrame:
     frames = []
     for task in config.tasks:
         first_path, first = None, None
-        for method in methods(config):
+        for method in methods(config, task):
             *earlier, final = steps(config, task, method)
             for seed in config.seeds:
                 run = run_folder(config, task, method, seed)
@@ -159,7 +165,7 @@ def read_guards(path: Path) -> list[tuple[str, float | None, int, str]]:
 
 def final(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of `scores` that belong to final checkpoints."""
-    last = {(task, method): steps(config, task, method)[-1] for task in config.tasks for method in methods(config)}
+    last = {(task, method): steps(config, task, method)[-1] for task in config.tasks for method in methods(config, task)}
     return scores[scores["step"] == pd.MultiIndex.from_frame(scores[["task", "method"]]).map(last)]
 
 
@@ -167,7 +173,7 @@ def metrics(config: Config) -> pd.DataFrame:
     """metrics.jsonl of every training: its keys and task, method, seed; one row an epoch. Raises InputError."""
     frames = []
     for task in config.tasks:
-        for method in config.methods:
+        for method in methods_of(config, task):
             epochs = run_settings(config, task, method).training.epochs
             for seed in config.seeds:
                 run = run_folder(config, task, method, seed)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from star.config import Config
+from star.config import Config, methods_of
 from star.tables.results import methods
 from star.tables.statistics import by_tag, difference, summary
 
@@ -19,7 +19,7 @@ def main(config: Config, final: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for task in config.tasks:
         of_method = dict(list(final[final["task"] == task].groupby("method")))
-        for method in methods(config):
+        for method in methods(config, task):
             rows.append({"task": task, "method": method, "metric": task} | summary(task, of_method[method]))
             for reference in REFERENCES:
                 if method in ("base", reference) or reference not in of_method:
@@ -33,7 +33,7 @@ def categories(config: Config, final: pd.DataFrame) -> pd.DataFrame:
     """Long table: task, method, tag, mean, ci_low, ci_high, n, for the tasks whose score is a mean over tags."""
     rows = []
     for task in filter(by_tag, config.tasks):
-        for method in methods(config):
+        for method in methods(config, task):
             scores = final[(final["task"] == task) & (final["method"] == method)]
             for tag in scores["tag"].unique():
                 rows.append({"task": task, "method": method, "tag": tag} | summary(task, scores[scores["tag"] == tag]))
@@ -58,7 +58,7 @@ def cost(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:
     for task in config.tasks:
         of_method = dict(list(metrics[metrics["task"] == task].groupby("method")))
         scalar = of_method["flow_grpo"]["seconds"].median() if "flow_grpo" in of_method else float("nan")
-        for method in config.methods:
+        for method in methods_of(config, task):
             runs = of_method[method]
             parts = {f"seconds_{p}": runs[f"seconds_{p}"].median() for p in ("rollout", "maps", "reward", "update")}
             rows.append(
@@ -87,7 +87,7 @@ def ablation(config: Config, main: pd.DataFrame, metrics: pd.DataFrame) -> pd.Da
     table = main.set_index(["task", "method", "metric"])[STATISTIC]
     rows = []
     for task in config.tasks:
-        for method in config.methods:
+        for method in methods_of(config, task):
             paired = table.reindex([(task, method, f"{task}-minus-flow_grpo")]).iloc[0]
             runs = metrics[(metrics["task"] == task) & (metrics["method"] == method)]
             epochs = runs["epoch"].max()

@@ -45,7 +45,7 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
     `prompts` is the number of test prompts of each task.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}"
+    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
     scores, differences = _main(tables["main"], prompts)
     last = tables["guards"][lambda t: t["step"] == t.groupby(["task", "method"])["step"].transform("max")]
     _save(
@@ -151,10 +151,13 @@ def _main(main: pd.DataFrame, prompts: dict[str, int]) -> tuple[pd.DataFrame, pd
         labels = paired["method"] + " - " + paired["metric"].str.removeprefix(f"{task}-minus-")
         scores[heading] = pd.Series(_cells(score, places), index=score["method"])
         differences[heading] = pd.Series(_cells(paired, places, "+"), index=labels)
-    return (
-        pd.DataFrame(scores).rename_axis("method").reset_index(),
-        pd.DataFrame(differences).rename_axis("difference").reset_index(),
-    )
+    return _side_by_side(scores, "method"), _side_by_side(differences, "difference")
+
+
+def _side_by_side(columns: dict[str, pd.Series], name: str) -> pd.DataFrame:
+    """One column a task; rows in the order in which they first come, "-" where a task does not have one."""
+    rows = list(dict.fromkeys(label for column in columns.values() for label in column.index))
+    return pd.DataFrame(columns).reindex(rows).fillna("-").rename_axis(name).reset_index()
 
 
 def _guards(rows: pd.DataFrame, *more: str) -> pd.DataFrame:

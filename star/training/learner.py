@@ -61,8 +61,10 @@ class Learner:
         """Add the gradient of a part of the loss."""
         self.scaler.scale(loss).backward()
 
-    def step(self, max_norm: float, epoch: int) -> float:
-        """One optimizer step on the added gradients, scaled down to `max_norm`; returns their norm before.
+    def step(self, training: Training, epoch: int) -> tuple[float, float]:
+        """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm before and the change's.
+
+        With `update_norm` the weights change by exactly this norm, in the optimizer's direction.
 
         Raises Diverged on a gradient that is not finite, naming the parameter, before the weights are touched. In float16 that
         first means a loss scale that was too high: the step is left out and the scale halved, down to 1.
@@ -71,17 +73,31 @@ class Learner:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         finite = bool(norm.isfinite())
         if finite:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, training.max_grad_norm, norm)
         elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
             named = self.policy.transformer.named_parameters()
             bad = next(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
             raise Diverged(f"gradient of {bad} is not finite (epoch {epoch}); weights are untouched")
+        before = [p.detach().clone() for p in self.parameters]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if finite:
-            self.ema.after_step()
-        return norm.item() if finite else 0.0
+        if not finite:
+            return 0.0, 0.0
+        changed = self._changed(before, training.update_norm)
+        self.ema.after_step()
+        return norm.item(), changed
+
+    @torch.no_grad()
+    def _changed(self, before: list[torch.Tensor], wanted: float | None) -> float:
+        """The norm of the change since `before`, after it was scaled to the norm that is `wanted`, if any is."""
+        changes = torch._foreach_sub([p.detach() for p in self.parameters], before)
+        norm = torch.nn.utils.get_total_norm(changes).item()
+        if wanted is None or norm == 0:
+            return norm
+        for p, start, change in zip(self.parameters, before, changes, strict=True):
+            p.copy_(start + change * (wanted / norm))
+        return wanted
 
     def capture(self) -> Captured:
         """A copy of everything."""

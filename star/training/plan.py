@@ -10,7 +10,7 @@ from star.policy.generator import Encoded, Generator
 from star.training.rollout import trained_steps
 
 _GIB = 2**30
-_ADAPTER_COPIES = 5  # float32: weights, gradient, two moments of AdamW, average
+_ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
 
 
 def describe(settings: RunSettings, processes: int) -> list[str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings, published_epochs
+from star.environment import environment
 from star.errors import Diverged, InputError, Preempted
 from star.miniature.regions import region
 from star.policy.generator import Encoded, Generator, weights_digest
@@ -73,7 +74,11 @@ def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: Rollouts, blocks: l
         return {}
     found = {"map_entropy": entropy(map_RTHW), "map_effective_area": effective_area(map_RTHW), "map_drift": drift(map_RTHW)}
     if rollouts.region_Rhw is not None:
-        found["map_localisation"] = localisation(map_RTHW[..., ::2, ::2], rollouts.region_Rhw).mean(1)
+        area_R, weights_RThw = rollouts.region_Rhw.mean((1, 2)), map_RTHW[..., ::2, ::2]
+        area_R = area_R.where(area_R > 0, torch.nan)  # pictures without objects count nowhere
+        found["object_area"] = area_R
+        found["map_localisation"] = localisation(weights_RThw, rollouts.region_Rhw).mean(1)
+        found["gradient_inside"] = localisation(weights_RThw**2, rollouts.region_Rhw).mean(1) * area_R
         for o, block in enumerate(blocks):
             gain_RT = localisation(rollouts.raw_RTOhw[:, :, o], rollouts.region_Rhw)
             found |= {f"localisation_block{block}_step{t}": gain_R for t, gain_R in enumerate(gain_RT.unbind(1))}
@@ -126,6 +131,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     if processes.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         (out / "settings.json").write_text(settings.model_dump_json(indent=1))
+        (out / "environment.json").write_text(json.dumps(environment(policy.device), indent=1))
         _keep_rows(metrics, done)
         lines = describe(settings, processes.count)
         if policy.device.type == "cuda":

@@ -86,7 +86,7 @@ def update_policy(
     epoch: int,
     expect_ratio_one: bool,
 ) -> dict[str, float]:
-    """One epoch's optimizer steps; returns means of loss, policy_loss, kl, ratio, approximate KL, clip_fraction, grad_norm.
+    """One epoch's optimizer steps; returns means of what metrics.jsonl says of an update (docs/method.md).
 
     `map_RTHW` has the maps of `steps`, `records` and `prompts` the epoch's prompts. The approximate KL to the rollout's policy
     is mean(ratio - 1 - log ratio).
@@ -100,7 +100,8 @@ def update_policy(
     kept = np.flatnonzero(advantage_B)
     updates = [deal(b, processes.count) for b in micro_batches(kept, batch, training.updates_per_epoch, seed, epoch)]
     if not updates:  # every group's rewards are equal: nothing to learn from
-        nothing = ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "grad_norm", "ratio_max_deviation")
+        nothing = ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "grad_norm", "update_norm")
+        nothing += ("ratio_max_deviation",)
         return {"ratio_mean": 1.0, "ratio_min": 1.0, "ratio_max": 1.0, **dict.fromkeys(nothing, 0.0)}
     rollouts, map_RTHW = fetch(rollouts, map_RTHW, steps, updates, processes)
     seen: dict[str, list[float]] = defaultdict(list)
@@ -152,7 +153,9 @@ def update_policy(
                 seen["approximate_kl"].append((counted - 1 - counted.log()).mean().item())
                 seen["clip_fraction"].append(((counted - 1).abs() > clip_range).float().mean().item())
         processes.add_gradients(learner.parameters)
-        seen["grad_norm"].append(learner.step(training.max_grad_norm, epoch))
+        grad_norm, update_norm = learner.step(training, epoch)
+        seen["grad_norm"].append(grad_norm)
+        seen["update_norm"].append(update_norm)
     everyones = processes.gather(dict(seen))
     seen = {name: [v for one in everyones for v in one.get(name, [])] for name in seen}
     row = {name: float(np.mean(values)) for name, values in seen.items()}

@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from star.config import published_epochs, run_settings
+from star.config import methods_of, published_epochs, run_settings
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
 RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
@@ -38,7 +38,7 @@ wildcard_constraints:
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
     step=r"\d+",
-    split="train|validation|test",
+    split="train|validation|test|global",
 
 
 def write_resolved_config():
@@ -129,12 +129,12 @@ def maps(task, method, seed):
     return [f"{run_folder(task, method, seed)}/maps/maps.svg"] if looks and int(seed) == SEEDS[0] else []
 
 
-RUNS = [(task, method, seed) for task in TASKS for method in METHODS for seed in SEEDS]
+RUNS = [(task, method, seed) for task in TASKS for method in methods_of(CONFIG, task) for seed in SEEDS]
 RUNS_AND_BASE = [(task, "base", seed) for task in TASKS for seed in SEEDS] + RUNS
 
 
 def all_prompts():
-    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", "test"])
+    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", CONFIG.evaluation.split])
 
 
 def all_trained():

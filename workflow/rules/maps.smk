@@ -1,7 +1,7 @@
 rule maps:
     input:
         trained,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/test.jsonl",
+        prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
         policy=weights(CONFIG.policy.model),
     output:
         report(f"{RUN}/maps/maps.svg", caption="../report/maps.rst", category="Allocation maps", labels={"task": "{task}"}),

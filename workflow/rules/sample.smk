@@ -3,7 +3,7 @@ rule sample:
     # (`--start-over`: unless they are of other weights or settings).
     input:
         trained,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/test.jsonl",
+        prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
         policy=weights(CONFIG.policy.model),
     output:
         f"{RUN}/samples/step{{step}}/prompts.jsonl",
