@@ -71,6 +71,23 @@ def read_scores(path: Path) -> pd.DataFrame:
     return frame
 
 
+def run_scores(config: Config, task: str, method: str, seed: int) -> dict[Path, pd.DataFrame]:
+    """The scores files of a run's checkpoints: read_scores' columns and task, method, seed, step.
+
+    Raises InputError when the final checkpoint was not scored.
+    """
+    run, found = run_folder(config, task, method, seed), {}
+    *earlier, final = steps(config, task, method)
+    for step in [*earlier, final]:
+        path = run / "scores" / f"step{step}.jsonl"
+        if path.is_file():
+            found[path] = read_scores(path).assign(task=task, method=method, seed=seed, step=step)
+        elif step == final:
+            images = run / "samples" / f"step{step}"
+            raise InputError(f"{path}: no such file; run `star score --task {task} --images {images} --out {path}`")
+    return found
+
+
 def scores(config: Config) -> pd.DataFrame:
     """The scores of every checkpoint that has any: read_scores' columns and task, method, seed, step.
 
@@ -79,27 +96,19 @@ def scores(config: Config) -> pd.DataFrame:
     """
     frames = []
     for task in config.tasks:
-        first_path, first = None, None
+        of_task = {}
         for method in methods(config, task):
-            *earlier, final = steps(config, task, method)
             for seed in config.seeds:
-                run = run_folder(config, task, method, seed)
-                for step in [*earlier, final]:
-                    path = run / "scores" / f"step{step}.jsonl"
-                    if not path.is_file():
-                        if step != final:
-                            continue
-                        images = run / "samples" / f"step{step}"
-                        raise InputError(f"{path}: no such file; run `star score --task {task} --images {images} --out {path}`")
-                    frame = read_scores(path)
-                    if first is None:
-                        first_path, first = path, frame
-                    _comparable(first_path, first, path, frame)
-                    frames.append(frame.assign(task=task, method=method, seed=seed, step=step))
+                of_task |= run_scores(config, task, method, seed)
+        (first_path, first), *others = of_task.items()
+        for path, frame in others:
+            comparable(first_path, first, path, frame)
+        frames += of_task.values()
     return pd.concat(frames, ignore_index=True)
 
 
-def _comparable(first_path: Path, first: pd.DataFrame, path: Path, frame: pd.DataFrame) -> None:
+def comparable(first_path: Path, first: pd.DataFrame, path: Path, frame: pd.DataFrame) -> None:
+    """Raise InputError when the scores of two checkpoints are of different scorers, or of different prompts or samples."""
     scorers = {scorer: where for where, f in ((path, frame), (first_path, first)) for scorer in f["scorer"].unique()}
     if len(scorers) > 1:
         a, b = sorted(scorers)[:2]
@@ -118,8 +127,9 @@ def _comparable(first_path: Path, first: pd.DataFrame, path: Path, frame: pd.Dat
 def guards(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """The collapse guards of the checkpoints in `scores`: task, method, seed, step, guard, value, images; NaN for none.
 
-    `guard` is one of star.scoring.GUARDS, or a task whose scorer was laid over another task's pictures. Raises
-    InputError when the file of a final checkpoint is missing, or when a guard of one task was measured by different models.
+    `guard` is one of star.scoring.GUARDS, or a task whose scorer was laid over another task's pictures; `by` is what
+    measured it. Raises InputError when the file of a final checkpoint is missing, or when a guard of one task was measured by
+    different models.
     """
     rows, by = [], {}
     for task, method, seed, step in scores[["task", "method", "seed", "step"]].drop_duplicates().itertuples(index=False):
@@ -138,8 +148,8 @@ def guards(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
                     f"{first_path} and {path}: `{guard}` measured by different models (`{first}`, `{made_by}`), which no "
                     "column may mix; measure both again with `star score --guards`"
                 )
-            rows.append((task, method, seed, step, guard, value, images))
-    columns = ["task", "method", "seed", "step", "guard", "value", "images"]
+            rows.append((task, method, seed, step, guard, value, images, made_by))
+    columns = ["task", "method", "seed", "step", "guard", "value", "images", "by"]
     return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
 
@@ -169,27 +179,27 @@ def final(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["step"] == pd.MultiIndex.from_frame(scores[["task", "method"]]).map(last)]
 
 
+def run_metrics(config: Config, task: str, method: str, seed: int) -> pd.DataFrame:
+    """metrics.jsonl of a training: its keys and task, method, seed, seconds (sum of its parts). Raises InputError."""
+    epochs, run = run_settings(config, task, method).training.epochs, run_folder(config, task, method, seed)
+    remedy = f"run `star train --task {task} --method {method} --seed {seed} --out {run}`"
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    frame = pd.DataFrame(read_jsonl(path))
+    for key in _METRIC_KEYS:
+        if key not in frame or not pd.api.types.is_numeric_dtype(frame[key]) or frame[key].isna().any():
+            raise InputError(f"{path}: `{key}` is not a number in every line; {remedy}")
+    frame = frame[frame["epoch"] <= epochs]
+    if frame["epoch"].tolist() != list(range(1, epochs + 1)):
+        raise InputError(f"{path}: {len(frame)} of {epochs} epochs; {remedy}, which continues it")
+    return frame.assign(task=task, method=method, seed=seed, seconds=frame[_PARTS].sum(axis=1))
+
+
 def metrics(config: Config) -> pd.DataFrame:
     """metrics.jsonl of every training: its keys and task, method, seed; one row an epoch. Raises InputError."""
-    frames = []
-    for task in config.tasks:
-        for method in methods_of(config, task):
-            epochs = run_settings(config, task, method).training.epochs
-            for seed in config.seeds:
-                run = run_folder(config, task, method, seed)
-                remedy = f"run `star train --task {task} --method {method} --seed {seed} --out {run}`"
-                path = run / "metrics.jsonl"
-                if not path.is_file():
-                    raise InputError(f"{path}: no such file; {remedy}")
-                frame = pd.DataFrame(read_jsonl(path))
-                for key in _METRIC_KEYS:
-                    if key not in frame or not pd.api.types.is_numeric_dtype(frame[key]) or frame[key].isna().any():
-                        raise InputError(f"{path}: `{key}` is not a number in every line; {remedy}")
-                frame = frame[frame["epoch"] <= epochs]
-                if frame["epoch"].tolist() != list(range(1, epochs + 1)):
-                    raise InputError(f"{path}: {len(frame)} of {epochs} epochs; {remedy}, which continues it")
-                frames.append(frame.assign(task=task, method=method, seed=seed, seconds=frame[_PARTS].sum(axis=1)))
-    return pd.concat(frames, ignore_index=True)
+    runs = [(task, method, seed) for task in config.tasks for method in methods_of(config, task) for seed in config.seeds]
+    return pd.concat([run_metrics(config, *run) for run in runs], ignore_index=True)
 
 
 def sample_grid(config: Config, final: pd.DataFrame, prompts: int = 3) -> pd.DataFrame:

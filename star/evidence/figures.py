@@ -1,0 +1,264 @@
+"""One figure a question: SVG for the page, PNG for documents. Every panel names axes, units, what the bars are, and n."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from star.config import Config
+from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, asks_about_attributes, pairs_of
+from star.evidence.tables import KINDS
+from star.tables.results import shared_methods
+from star.tables.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
+from star.tables.text import digits
+
+Tables = dict[str, pd.DataFrame]
+_CROSSED = "bars: 95 % interval over seeds and prompts (bootstrap)"
+_OVER_SEEDS = "bars: 95 % interval over seeds (Student's t)"
+_KINDS = {"local": "objects only", "dark": "on a dark ground", "light": "on a light ground", "one_color": "all of one colour"}
+_PARTS = {"rollout": "#0072B2", "update": "#D55E00", "reward": "#009E73", "maps": "#CC79A7"}
+# Beside the differences of a question: quantities of evidence_diagnostics, with their axis.
+_BESIDE = {
+    "f": [("map_localisation", "map mass inside the true objects,\nover their share of the area (1: chance)")],
+    "i": [("clip_fraction", "share of clipped ratios")],
+    "j": [("update_norm", "L2 norm of a weight update"), ("grad_norm", "L2 norm of the gradient")],
+}
+
+
+def write(folder: Path, config: Config, tables: Tables) -> list[str]:
+    """Write `folder`/<name>.{svg,png} for `main` and every question that the configuration can answer; returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"main": lambda: main(config, tables)}
+    for question in QUESTIONS:
+        if question is COST:
+            figures[question.name] = lambda: cost(config, tables)
+        elif question is GUARDS:
+            figures[question.name] = lambda: guards(config, tables)
+        elif question is ATTRIBUTES:
+            if asks_about_attributes(config):
+                figures[question.name] = lambda: attributes(config, tables)
+        elif any(pairs_of(config, task, question.pairs) for task in config.tasks):
+            figures[question.name] = lambda question=question: differences(config, tables, question)
+    with plt.rc_context(STYLE):
+        for name, draw in figures.items():
+            save(draw(), folder / name, ("svg", "png"))
+    return list(figures)
+
+
+def _bars(axes: Axes, x: float, y: float, low: float, high: float, horizontal: bool = True, **style: object) -> None:
+    """A dot with its interval; nothing but the dot where the interval is not known."""
+    reach = np.nan_to_num(np.abs([[(x if horizontal else y) - low], [high - (x if horizontal else y)]]))
+    axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": reach}, markersize=6, capsize=3, **style)
+
+
+def _difference_rows(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
+    """A row a pair, from the top down: the difference, its bootstrap interval, the mixed model's below it in grey."""
+    places = digits(rows["mean"])
+    for y, row in enumerate(rows.itertuples()):
+        _bars(axes, row.mean, y, row.low, row.high, fmt="o", color="#0072B2")
+        _bars(axes, row.mixed_mean, y + 0.2, row.mixed_low, row.mixed_high, fmt="|", color="#999999", linewidth=1)
+        text = f"{row.mean:+.{places}f}" + ("" if np.isnan(row.p_holm) else f"   p = {max(row.p_holm, 0.001):.2g}")
+        axes.annotate(text, (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0, color="#555555", linewidth=1.2, zorder=1)
+    axes.set_yticks(range(len(rows)), rows["method"] + "\n− " + rows["reference"])
+    axes.set(ylim=(len(rows) - 0.4, -0.7), xlabel=f"difference in {axis}")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.3)
+
+
+def _panels(tasks: Sequence[str], beside: int, rows: int) -> tuple[Figure, np.ndarray]:
+    columns = len(tasks) + beside
+    size = (max(6.4, 3.9 * columns), 1.5 + 0.62 * max(rows, 3))
+    figure, axes = plt.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def _axis(task: str) -> str:
+    return SCORE_AXES.get(task, "score")
+
+
+def differences(config: Config, tables: Tables, question: Question) -> Figure:
+    """The paired differences of a question, a panel a task, and beside them the diagnostics that belong to it."""
+    tasks = [task for task in config.tasks if pairs_of(config, task, question.pairs)]
+    found = {task: _rows(tables["evidence"], task, pairs_of(config, task, question.pairs)) for task in tasks}
+    extra = [q for q in _BESIDE.get(question.letter, ()) if q[0] in set(tables["evidence_diagnostics"]["quantity"])]
+    by_step = question.letter == "d" and len(tables["evidence_localisation"]) > 0
+    figure, axes = _panels(tasks, len(extra) + by_step, max(map(len, found.values())))
+    for panel, (task, rows) in zip(axes, found.items(), strict=False):
+        _difference_rows(panel, rows, _axis(task))
+        panel.set_title(
+            f"{task}: {rows['prompts'].iloc[0]} prompts × {rows['seeds'].iloc[0]} seeds, n = {rows['images'].iloc[0]}"
+        )
+    for panel, (quantity, axis) in zip(axes[len(tasks) :], extra, strict=False):
+        _diagnostic_rows(panel, config, tables["evidence_diagnostics"], question, tasks[0], quantity, axis)
+    if by_step:
+        _localisation(axes[-1], tables["evidence_localisation"])
+    notes = f" Diagnostics: means over the epochs, {_OVER_SEEDS}." if extra or by_step else ""
+    caption(
+        figure,
+        f"({question.letter}) {question.title}. Final test scores of {config.experiment}, paired by seed, prompt and initial "
+        f"noise; n: pairs of images. Blue {_CROSSED}; grey: mixed model. p: mixed model, after Holm's correction.{notes}",
+    )
+    return figure
+
+
+def _rows(table: pd.DataFrame, task: str, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    return table[table["task"] == task].set_index(["method", "reference"]).loc[pairs].reset_index()
+
+
+def _diagnostic_rows(
+    axes: Axes, config: Config, table: pd.DataFrame, question: Question, task: str, quantity: str, axis: str
+) -> None:
+    asked = dict.fromkeys(method for pair in pairs_of(config, task, question.pairs) for method in pair[::-1])
+    rows = table[(table["task"] == task) & (table["quantity"] == quantity)].set_index("method")
+    rows = rows.loc[[method for method in asked if method in rows.index]]
+    for y, (method, row) in enumerate(rows.iterrows()):
+        style = look(config, method)
+        _bars(axes, row["mean"], y, row["low"], row["high"], fmt=style["marker"], color=style["color"])
+        axes.annotate(f"{row['mean']:.3g}", (row["mean"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows.index)
+    axes.set(ylim=(len(rows) - 0.4, -0.7), xlabel=axis, title=f"{task}: {rows['seeds'].max()} trainings a method")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.25)
+
+
+def _localisation(axes: Axes, table: pd.DataFrame) -> None:
+    for task, rows in table.groupby("task", sort=False):
+        reach = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy()))
+        axes.errorbar(rows["step"] + 1, rows["mean"], yerr=reach, marker="o", capsize=3, label=task)
+    axes.axhline(1, color="#555555", linewidth=1.2, zorder=1)
+    axes.set(
+        xlabel="denoising step (1: pure noise)",
+        ylabel="attention inside the true objects,\nover their share of the area",
+        title=f"star in training, {table['seeds'].max()} seeds",
+    )
+    axes.legend()
+
+
+def main(config: Config, tables: Tables) -> Figure:
+    """Above, star against flow_grpo and random on every task; below, test scores by epoch of the methods of all tasks."""
+    tasks = [task for task in config.tasks if pairs_of(config, task, MAIN)]
+    figure, axes = plt.subplots(
+        2, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 6.4), squeeze=False, layout="constrained", height_ratios=[2, 3]
+    )
+    for column, task in enumerate(tasks):
+        rows = _rows(tables["evidence"], task, pairs_of(config, task, MAIN))
+        _difference_rows(axes[0][column], rows, _axis(task))
+        axes[0][column].set_title(
+            f"{task}: {rows['prompts'].iloc[0]} prompts × {rows['seeds'].iloc[0]} seeds, n = {rows['images'].iloc[0]}"
+        )
+        shared = shared_methods(config, task)
+        curves = tables["evidence_learning"][lambda t, task=task: t["task"] == task]
+        dodge = 0.012 * curves["epoch"].max()
+        for i, method in enumerate(shared):
+            points, style = curves[curves["method"] == method], look(config, method)
+            x = points["epoch"] + dodge * (i - (len(shared) - 1) / 2) * (points["epoch"] > 0)
+            reach = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy().T - points["mean"].to_numpy()))
+            axes[1][column].errorbar(x, points["mean"], yerr=reach, **style, markersize=5, capsize=2, label=method)
+        axes[1][column].set(xlabel="epoch (0: untrained)", ylabel=_axis(task))
+    legend(figure, axes[1])
+    caption(
+        figure,
+        f"{config.experiment}, {seeds(config)}. Above: differences of the final test scores, paired by seed, prompt and "
+        f"initial noise; n: pairs of images. Blue {_CROSSED}; grey: mixed model. p: mixed model, after Holm's correction. "
+        f"Below: test scores by epoch, {_CROSSED}; markers of the same epoch are moved apart.",
+    )
+    return figure
+
+
+def attributes(config: Config, tables: Tables) -> Figure:
+    """(b): what is learned, what allocation adds, and how concentrated its maps are, by kind of prompt."""
+    table = tables["evidence_attributes"]
+    quantities = {
+        "learned": "flow_grpo − base, PickScore",
+        "gain": "star − flow_grpo, PickScore",
+        "effective_area": "effective area of star's maps\n(1: uniform)",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.4), sharey=True, layout="constrained")
+    for panel, (quantity, axis) in zip(axes, quantities.items(), strict=True):
+        rows = table[(table["quantity"] == quantity) & ~table["contrast"]].set_index("kind").loc[list(KINDS)]
+        for y, row in enumerate(rows.itertuples()):
+            _bars(panel, row.mean, y, row.low, row.high, fmt="o", color="#0072B2")
+            panel.annotate(f"{row.mean:.3g}", (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        panel.axvline(1 if quantity == "effective_area" else 0, color="#555555", linewidth=1.2, zorder=1)
+        panel.set_yticks(range(len(KINDS)), [f"{_KINDS[kind]}\nn = {rows.loc[kind, 'prompts']} prompts" for kind in KINDS])
+        panel.set(ylim=(len(KINDS) - 0.4, -0.7), xlabel=axis)
+        panel.grid(axis="y", visible=False)
+        panel.margins(x=0.2)
+    caption(
+        figure,
+        f"(b) {ATTRIBUTES.title}; trained on pickscore, {config.experiment}, {seeds(config)}. The first three kinds say the same "
+        "things, without a ground and on a dark or light one; the last says that all objects have one colour. "
+        f"{_CROSSED.capitalize()}.",
+    )
+    return figure
+
+
+def cost(config: Config, tables: Tables) -> Figure:
+    """(g): where an epoch's seconds go, and ratios of time and memory to the scalar objective."""
+    spent, ratios = tables["cost"].set_index(["task", "method"]), tables["evidence_cost"]
+    shown = [(task, method) for task in config.tasks for method in shared_methods(config, task)]
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 1.4 + 0.3 * len(shown)), sharey=True, layout="constrained")
+    left = np.zeros(len(shown))
+    for part, color in _PARTS.items():
+        seconds = spent.loc[shown, f"seconds_{part}"].to_numpy()
+        axes[0].barh(range(len(shown)), seconds, left=left, color=color, label=part)
+        left += seconds
+    for y, (task, method) in enumerate(shown):
+        for quantity, shift, style in (
+            ("time", -0.15, {"fmt": "o", "color": "#0072B2"}),
+            ("memory", 0.15, {"fmt": "s", "color": "#D55E00"}),
+        ):
+            row = ratios[(ratios["task"] == task) & (ratios["method"] == method) & (ratios["quantity"] == quantity)]
+            for r in row.itertuples():
+                _bars(axes[1], r.mean, y + shift, r.low, r.high, **style, label=f"{quantity}")
+    axes[0].set_yticks(range(len(shown)), [f"{task}: {method}" for task, method in shown])
+    axes[0].set(ylim=(len(shown) - 0.4, -0.6), xlabel="seconds an epoch (medians)")
+    axes[1].axvline(1, color="#555555", linewidth=1.2, zorder=1)
+    axes[1].set(xlabel=f"ratio to flow_grpo, {ratios['seeds'].max()} seeds")
+    for panel in axes:
+        panel.grid(axis="y", visible=False)
+    legend(figure, axes)
+    caption(
+        figure,
+        f"(g) {COST.title}: {config.experiment}. Left: where the seconds of an epoch go. Right: median epoch and peak memory over "
+        f"those of flow_grpo with the same seed; {_OVER_SEEDS}. Trainings shared the machine with others, so small ratios are noise; "
+        "benchmarks/overhead.py times both methods in turn.",
+    )
+    return figure
+
+
+def guards(config: Config, tables: Tables) -> Figure:
+    """(h): guards against the score, checkpoint by checkpoint, and their differences at equal score."""
+    paths, equal = tables["evidence_guard_paths"], tables["evidence_guards"]
+    tasks = [task for task in config.tasks if (equal["task"] == task).any()]
+    names = ["diversity", "color_entropy"]
+    figure, axes = plt.subplots(2, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 6.6), squeeze=False, layout="constrained")
+    for column, task in enumerate(tasks):
+        other = [guard for guard in equal.loc[equal["task"] == task, "guard"].unique() if guard in SCORE_AXES]
+        for row, guard in enumerate((names[0], *(other or names[1:])[:1])):
+            panel = axes[row][column]
+            for method in shared_methods(config, task):
+                points, style = paths[(paths["task"] == task) & (paths["method"] == method)], look(config, method)
+                panel.plot(
+                    points["score"], points[guard], color=style["color"], marker=style["marker"], markersize=5, label=method
+                )
+            start = paths[(paths["task"] == task) & (paths["step"] == 0)].iloc[0]
+            panel.plot(start["score"], start[guard], **look(config, "base"), markersize=8, label="base")
+            label = {"diversity": "diversity within a prompt"}.get(
+                guard, f"{guard}'s scorer on these pictures" if guard in SCORE_AXES else guard
+            )
+            panel.set(xlabel=f"test score: {_axis(task)}", ylabel=label, title=task if row == 0 else "")
+    legend(figure, axes[0])
+    n = len(config.seeds)
+    caption(
+        figure,
+        f"(h) {GUARDS.title}: {config.experiment}, means over {n} seeds. A line follows a method from the untrained model through "
+        "its checkpoints. At the same score, a lower line is a loss that the score does not see; the table evidence_guards has the "
+        "differences to flow_grpo at equal score with their intervals over seeds.",
+    )
+    return figure

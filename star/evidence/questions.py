@@ -1,0 +1,103 @@
+"""What the evidence asks, and which methods answer it. The methods' names are those of config/evidence-miniature.yaml."""
+
+from typing import NamedTuple
+
+from star.config import Config, methods_of
+from star.errors import InputError
+
+
+class Question(NamedTuple):
+    """A question with its letter, the name of its figure, and the pairs (method, reference) whose difference answers it."""
+
+    letter: str
+    name: str
+    title: str
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+MAIN = (("star", "flow_grpo"), ("star", "random"))  # corrected for their number apart from the rest
+ATTRIBUTES = Question("b", "attributes", "Prompts of localised content against prompts of global attributes")
+COST = Question("g", "cost", "What allocation costs in time and memory")
+GUARDS = Question("h", "guards", "Diversity and other scores at equal reward")
+QUESTIONS = (
+    Question(
+        "a",
+        "controls",
+        "Random and shuffled maps against attention maps",
+        (
+            ("star", "random"),
+            ("star", "shuffled"),
+            ("star", "oracle"),
+            ("random", "flow_grpo"),
+            ("shuffled", "flow_grpo"),
+            ("oracle", "flow_grpo"),
+        ),
+    ),
+    ATTRIBUTES,
+    Question(
+        "c",
+        "granularity",
+        "How many distinct maps over the trajectory, and how fine",
+        (("four_maps", "star"), ("static", "star"), ("coarse", "star"), ("uniform", "star"), ("uniform", "flow_grpo")),
+    ),
+    Question(
+        "d",
+        "steps",
+        "Early against late denoising steps",
+        (("star", "flow_grpo"), ("star_late", "flow_grpo_late"), ("spatio_temporal", "star")),
+    ),
+    Question("e", "tokens", "Core content against all tokens", (("all_tokens", "star"), ("all_tokens", "flow_grpo"))),
+    Question(
+        "f",
+        "wrong_place",
+        "Maps that point at the wrong place",
+        (("inverse", "flow_grpo"), ("inverse", "star"), ("wrong_block", "flow_grpo"), ("wrong_block", "star")),
+    ),
+    COST,
+    GUARDS,
+    Question(
+        "i",
+        "objective",
+        "Form of the objective and clip range",
+        (
+            ("per_location", "star"),
+            ("star_wide_clip", "star"),
+            ("flow_grpo_wide_clip", "flow_grpo"),
+            ("star_wide_clip", "flow_grpo_wide_clip"),
+        ),
+    ),
+    Question(
+        "j",
+        "update_size",
+        "Equal learning rate against equal update size",
+        (("star", "flow_grpo"), ("star_equal_update", "flow_grpo_equal_update")),
+    ),
+)
+
+
+def can_be_asked(config: Config) -> bool:
+    """Whether a configuration has what evidence needs: two seeds, and `star` beside `flow_grpo` on some task."""
+    return len(config.seeds) > 1 and any({"star", "flow_grpo"} <= set(methods_of(config, task)) for task in config.tasks)
+
+
+def require(config: Config) -> None:
+    """Raise InputError where `can_be_asked` is false."""
+    if len(config.seeds) < 2:
+        raise InputError("seeds: evidence needs at least two, better five; see config/evidence-miniature.yaml")
+    if not can_be_asked(config):
+        raise InputError("methods: evidence compares `star` with `flow_grpo` on the same task; name methods so")
+
+
+def pairs_of(config: Config, task: str, pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """The pairs of which both methods are trained on a task."""
+    known = methods_of(config, task)
+    return [pair for pair in pairs if set(pair) <= set(known)]
+
+
+def asks_about_attributes(config: Config) -> bool:
+    """Whether question (b) can be asked: in the miniature, with `star` and `flow_grpo` on its task of free captions."""
+    return (
+        config.prompts.world == "miniature"
+        and "pickscore" in config.tasks
+        and {"star", "flow_grpo"} <= set(methods_of(config, "pickscore"))
+    )

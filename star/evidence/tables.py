@@ -1,0 +1,164 @@
+"""Scores compared: the tables behind docs/evidence.md. Intervals are 95 %; star/evidence/estimates.py says of what."""
+
+import numpy as np
+import pandas as pd
+
+from star.config import Config, methods_of
+from star.errors import InputError
+from star.evidence import estimates
+from star.evidence.estimates import Cells
+from star.evidence.questions import MAIN, QUESTIONS, pairs_of
+from star.tables.results import read_scores, run_folder, steps
+from star.tables.statistics import PAIR, by_tag
+
+INTERVAL = ["mean", "low", "high"]
+ATTRIBUTE_METHODS = ("base", "flow_grpo", "star")  # sampled on the prompts of global attributes
+KINDS = ("local", "dark", "light", "one_color")
+
+
+def strata(task: str) -> str | None:
+    return "tag" if by_tag(task) else None
+
+
+def curves(config: Config, scores: pd.DataFrame, task: str, method: str) -> dict[int, pd.DataFrame]:
+    """Checkpoint -> scores of one method, the untrained model's at 0."""
+    of_task = scores[scores["task"] == task]
+    base, own = of_task[of_task["method"] == "base"], of_task[of_task["method"] == method]
+    return {0: base} | {step: own[own["step"] == step] for step in (steps(config, task, method) if method != "base" else [])}
+
+
+def _differences(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Score differences of two methods, paired by seed, prompt and initial noise."""
+    reference = other.set_index(PAIR)["score"]
+    return one.assign(score=one["score"].to_numpy() - reference.loc[pd.MultiIndex.from_frame(one[PAIR])].to_numpy())
+
+
+def _area(points: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """One score an image: the mean over the training's length of what its checkpoints score, lines between them."""
+    epochs = np.array(list(points))
+    weighted = [f.assign(score=f["score"] * w) for f, w in zip(points.values(), estimates.time_average(epochs), strict=True)]
+    return pd.concat(weighted).groupby([*PAIR, "tag"], as_index=False)["score"].sum()
+
+
+def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences of every pair that a question names; one row a task and pair.
+
+    Columns: family (`main`, or `questions`: p-values are corrected within), letters of the questions, task, method, reference;
+    mean, low, high of the final scores' difference (bootstrap over seeds and prompts); mixed_mean, mixed_low, mixed_high, p,
+    p_holm (mixed model); area, area_low, area_high of the difference of the learning curves' mean heights; seeds, prompts,
+    images.
+    """
+    asked = tuple(dict.fromkeys([*MAIN, *(pair for question in QUESTIONS for pair in question.pairs)]))
+    rows = []
+    for task in config.tasks:
+        for method, reference in pairs_of(config, task, asked):
+            one, other = (curves(config, scores, task, m) for m in (method, reference))
+            final = _differences(one[max(one)], other[max(other)])
+            found = estimates.cells(final, "score", strata(task))
+            model = estimates.mixed(found)
+            area = (np.nan, np.nan, np.nan)
+            if list(one) == list(other):
+                heights = _differences(_area(one), _area(other))
+                area = estimates.bootstrap(estimates.cells(heights, "score", strata(task)))
+            letters = "".join(q.letter for q in QUESTIONS if (method, reference) in q.pairs)
+            rows.append(
+                {"family": "main" if (method, reference) in MAIN else "questions", "letters": letters}
+                | {"task": task, "method": method, "reference": reference}
+                | dict(zip(INTERVAL, estimates.bootstrap(found), strict=True))
+                | {"mixed_mean": model.mean, "mixed_low": model.low, "mixed_high": model.high, "p": model.p}
+                | dict(zip(("area", "area_low", "area_high"), area, strict=True))
+                | {"seeds": len(found.value_SP), "prompts": found.value_SP.shape[1], "images": len(final)}
+            )
+    table = pd.DataFrame(rows)
+    corrected = table.groupby("family")["p"].transform(lambda p: estimates.holm(p.to_numpy()))
+    table.insert(table.columns.get_loc("p") + 1, "p_holm", corrected)
+    return table
+
+
+def learning(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """Score of every checkpoint: task, method, epoch, mean, low, high (bootstrap over seeds and prompts), images."""
+    rows = []
+    for task in config.tasks:
+        for method in methods_of(config, task):
+            for epoch, found in curves(config, scores, task, method).items():
+                values = estimates.bootstrap(estimates.cells(found, "score", strata(task)))
+                known = {"task": task, "method": method, "epoch": epoch, "images": len(found)}
+                rows.append(known | dict(zip(INTERVAL, values, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """Epochs until half of what `flow_grpo` gains: task, method, threshold, epochs, low, high, reached (share of resamples).
+
+    inf is "not reached"; a task on which flow_grpo gains nothing has no rows.
+    """
+    rows = []
+    for task in config.tasks:
+        if "flow_grpo" not in methods_of(config, task):
+            continue
+        heights = {
+            m: {e: estimates.cells(f, "score", strata(task)) for e, f in curves(config, scores, task, m).items()}
+            for m in methods_of(config, task)
+        }
+        scalar = [estimates.estimate(c) for c in heights["flow_grpo"].values()]
+        threshold = (scalar[0] + scalar[-1]) / 2
+        if threshold <= scalar[0]:
+            continue
+        for method, of_epoch in heights.items():
+            values = estimates.bootstrap_epochs_to(threshold, np.array(list(of_epoch)), list(of_epoch.values()))
+            known = {"task": task, "method": method, "threshold": threshold}
+            rows.append(known | dict(zip(("epochs", "low", "high", "reached"), values, strict=True)))
+    return pd.DataFrame(rows, columns=["task", "method", "threshold", "epochs", "low", "high", "reached"])
+
+
+def read_attributes(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(scores, map statistics) on the prompts of global attributes. Raises InputError where a file is missing."""
+    scores, maps = [], []
+    for seed in config.seeds:
+        for method in ATTRIBUTE_METHODS:
+            folder = run_folder(config, "pickscore", method, seed) / "global"
+            path = folder / "scores.jsonl"
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; `snakemake --cores all` with this configuration makes it")
+            scores.append(read_scores(path).assign(method=method, seed=seed))
+        path = folder / "map_statistics.csv"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; `snakemake --cores all` with this configuration makes it")
+        maps.append(pd.read_csv(path).assign(seed=seed))
+    return pd.concat(scores, ignore_index=True), pd.concat(maps, ignore_index=True)
+
+
+def attributes(scores: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
+    """By kind of prompt: quantity, kind, contrast, mean, low, high, prompts.
+
+    Quantities: `gain`, star's score minus flow_grpo's; `learned`, flow_grpo's minus base's; `entropy` and `effective_area` of
+    star's maps, means over steps. With `contrast`: the kind minus `local`, matched where both have the same contents.
+    """
+    of_method = {m: scores[scores["method"] == m] for m in ATTRIBUTE_METHODS}
+    values = {
+        "gain": _differences(of_method["star"], of_method["flow_grpo"]),
+        "learned": _differences(of_method["flow_grpo"], of_method["base"]),
+    }
+    mean_maps = maps.groupby(["seed", "prompt_id", "tag", "prompt"], as_index=False)[["entropy", "effective_area"]].mean()
+    values |= {name: mean_maps.assign(score=mean_maps[name]) for name in ("entropy", "effective_area")}
+    rows = []
+    for quantity, frame in values.items():
+        of_kind = {kind: frame[frame["tag"] == kind] for kind in KINDS}
+        for kind in KINDS:
+            found = estimates.cells(of_kind[kind], "score", None)
+            rows.append((quantity, kind, False, *estimates.bootstrap(found), found.value_SP.shape[1]))
+            if kind != "local":
+                against = _against_local(of_kind["local"], of_kind[kind])
+                rows.append((quantity, kind, True, *estimates.bootstrap(against), found.value_SP.shape[1]))
+    return pd.DataFrame(rows, columns=["quantity", "kind", "contrast", *INTERVAL, "prompts"])
+
+
+def _against_local(local: pd.DataFrame, other: pd.DataFrame) -> Cells:
+    """Cells whose estimate is the mean of `other` minus that of `local`, matched by content where contents are the same."""
+    content = other["prompt"].str.replace(r" on a \w+ background$", "", regex=True)
+    if set(content) == set(local["prompt"]):
+        one = estimates.cells(other.assign(prompt_id=content), "score", None)
+        same = estimates.cells(local.assign(prompt_id=local["prompt"]), "score", None)
+        return one._replace(value_SP=one.value_SP - same.value_SP)
+    both = estimates.cells(pd.concat([local, other]), "score", "tag")
+    return both._replace(weights={local["tag"].iloc[0]: -1.0, other["tag"].iloc[0]: 1.0})
