@@ -1,5 +1,6 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
+# make evidence    docs/evidence.md from the collected runs in docs/evidence/data, without training
 # make lint        ruff                 make report  one HTML page of the results
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
@@ -12,7 +13,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce test test-easyocr test-kill lint ui report schema
+.PHONY: install reproduce evidence test test-easyocr test-kill lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -32,6 +33,9 @@ reproduce: install
 	echo "Figures  $$results/figures/" && \
 	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
+
+evidence: install # docs/evidence.md from the collected runs in docs/evidence/data, without training
+	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
 
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest

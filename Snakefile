@@ -34,6 +34,7 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/maps.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/evidence.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
 
@@ -52,3 +53,4 @@ rule all:
         all_guards(),
         all_maps(),
         all_logged(),
+        all_evidence(),

@@ -115,6 +115,16 @@ def _tables(args: argparse.Namespace) -> None:
     tables.write(configuration.load(args.config, args.set), args.out)
 
 
+def _evidence(args: argparse.Namespace) -> None:
+    from star import evidence
+
+    config = configuration.load(args.config, args.set)
+    if args.collect:
+        evidence.collect(config, args.data)
+    if args.out:
+        evidence.write(config, args.data, args.out)
+
+
 def _maps(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
     from star.sampling import gallery
@@ -207,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)
+
+    s = stage("evidence", _evidence, "compare methods over several seeds: tables, figures and a page from collected runs")
+    s.add_argument("--data", type=Path, required=True, help="folder of collected runs, small enough to keep in git")
+    s.add_argument("--collect", action="store_true", help="first collect the runs that are finished into --data")
+    s.add_argument("--out", type=Path, help="where to write evidence.md and evidence/ (default: nowhere)")
 
     s = stage("maps", _maps, "draw allocation maps over the denoising steps on their images")
     run_of(s)

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from star.config import Config, run_settings
-from star.evidence.questions import asks_about_attributes
-from star.evidence.tables import ATTRIBUTE_METHODS, KINDS
+from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes
+from star.evidence.tables import KINDS
 from star.tables.results import methods, run_folder, steps
 
 TAGS = {
@@ -83,6 +83,8 @@ def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
                     path.write_text(json.dumps({"images": len(rows), "features": "clip", **guards, "cross": cross}))
                 if method != "base":
                     _jsonl(run / "metrics.jsonl", _metrics(config, task, method, seed))
+                    (run / "settings.json").write_text(run_settings(config, task, method).model_dump_json())
+                    (run / "trained.sha256").touch()
                     (run / "environment.json").write_text(json.dumps(MACHINE))
     if asks_about_attributes(config):
         _fill_attributes(config, gain)

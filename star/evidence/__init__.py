@@ -5,37 +5,45 @@ from pathlib import Path
 from star.config import Config
 
 
-def write(config: Config, out: Path) -> None:
-    """Write `out`/tables/evidence*.csv, `out`/evidence/<question>.{svg,png} and `out`/evidence.md of one experiment.
+def collect(config: Config, folder: Path) -> None:
+    """Keep the finished runs of an experiment small in `folder`, and print which are missing. Raises InputError (data.py)."""
+    from star.evidence import data
 
-    Reads what `star tables` reads, and of the miniature's pickscore runs global/scores.jsonl and global/map_statistics.csv.
-    Raises InputError, before anything is written, when a file is missing, or when there are too few seeds or methods.
+    written, missing = data.collect(config, folder)
+    for path in missing:
+        print(f"not finished: {path} is missing")
+    size = sum(path.stat().st_size for path in folder.glob("*.json.gz")) / 1e6
+    print(f"{len(written)} of {len(written) + len(missing)} runs collected; {folder} has {size:.2f} MB")
+
+
+def write(config: Config, folder: Path, out: Path) -> None:
+    """Write `out`/evidence.md, `out`/evidence/<question>.svg and `out`/evidence/tables/*.csv from collected runs.
+
+    Raises InputError, before anything is written, when the runs cannot be compared; see data.read.
     """
-    from star.evidence import figures, measures, questions, report
+    from star.evidence import data, figures, measures, report
     from star.evidence import tables as evidence
-    from star.tables import results
     from star.tables import tables as plain
     from star.tables.text import write_text
 
-    questions.require(config)
-    scores, metrics = results.scores(config), results.metrics(config)
-    guards = results.guards(config, scores)
+    found = data.read(config, folder)
+    config, scores, metrics = found.config, found.scores, found.metrics
     tables = {
         "evidence": evidence.comparisons(config, scores),
         "evidence_learning": evidence.learning(config, scores),
         "evidence_thresholds": evidence.thresholds(config, scores),
         "evidence_cost": measures.cost(config, metrics),
-        "evidence_guards": measures.equal_reward(config, scores, guards),
-        "evidence_guard_paths": measures.guard_paths(config, scores, guards),
+        "evidence_seconds": plain.cost(config, metrics),
+        "evidence_guards": measures.equal_reward(config, scores, found.guards),
+        "evidence_guard_paths": measures.guard_paths(config, scores, found.guards),
         "evidence_diagnostics": measures.diagnostics(config, metrics),
         "evidence_localisation": measures.localisation_by_step(config, metrics),
-        "evidence_runs": measures.runs(config, metrics),
+        "evidence_runs": measures.runs(metrics, found.machines),
     }
-    if questions.asks_about_attributes(config):
-        tables["evidence_attributes"] = evidence.attributes(*evidence.read_attributes(config))
-    others = {"main": plain.main(config, results.final(config, scores)), "cost": plain.cost(config, metrics)}
-    (out / "tables").mkdir(parents=True, exist_ok=True)
+    if found.attributes is not None:
+        tables["evidence_attributes"] = evidence.attributes(*found.attributes)
+    (out / "evidence" / "tables").mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.8g"))
-    drawn = figures.write(out / "evidence", config, tables | others)
-    write_text(out / "evidence.md", report.text(config, tables | others, drawn))
+        write_text(out / "evidence" / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.8g"))
+    drawn = figures.write(out / "evidence", config, tables)
+    write_text(out / "evidence.md", report.text(found.asked, config, tables, drawn))

@@ -1,4 +1,4 @@
-"""One figure a question: SVG for the page, PNG for documents. Every panel names axes, units, what the bars are, and n."""
+"""One figure a question (SVG). Every panel names axes, units, what the bars are, and n."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from star.config import Config
-from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, asks_about_attributes, pairs_of
+from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, compared
 from star.evidence.tables import KINDS
 from star.tables.results import shared_methods
 from star.tables.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
@@ -30,7 +30,7 @@ _BESIDE = {
 
 
 def write(folder: Path, config: Config, tables: Tables) -> list[str]:
-    """Write `folder`/<name>.{svg,png} for `main` and every question that the configuration can answer; returns their names."""
+    """Write `folder`/<name>.svg for `main` and every question that the tables can answer; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"main": lambda: main(config, tables)}
     for question in QUESTIONS:
@@ -39,13 +39,13 @@ def write(folder: Path, config: Config, tables: Tables) -> list[str]:
         elif question is GUARDS:
             figures[question.name] = lambda: guards(config, tables)
         elif question is ATTRIBUTES:
-            if asks_about_attributes(config):
+            if "evidence_attributes" in tables:
                 figures[question.name] = lambda: attributes(config, tables)
-        elif any(pairs_of(config, task, question.pairs) for task in config.tasks):
+        elif any(len(compared(tables["evidence"], task, question.pairs)) for task in config.tasks):
             figures[question.name] = lambda question=question: differences(config, tables, question)
     with plt.rc_context(STYLE):
         for name, draw in figures.items():
-            save(draw(), folder / name, ("svg", "png"))
+            save(draw(), folder / name)
     return list(figures)
 
 
@@ -64,10 +64,16 @@ def _difference_rows(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
         text = f"{row.mean:+.{places}f}" + ("" if np.isnan(row.p_holm) else f"   p = {max(row.p_holm, 0.001):.2g}")
         axes.annotate(text, (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0, color="#555555", linewidth=1.2, zorder=1)
-    axes.set_yticks(range(len(rows)), rows["method"] + "\n− " + rows["reference"])
+    few = [f" ({n} seeds)" if n < rows["seeds"].max() else "" for n in rows["seeds"]]
+    axes.set_yticks(range(len(rows)), rows["method"] + few + "\n− " + rows["reference"])
     axes.set(ylim=(len(rows) - 0.4, -0.7), xlabel=f"difference in {axis}")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.3)
+
+
+def _sample(rows: pd.DataFrame) -> str:
+    most = rows.loc[rows["seeds"].idxmax()]
+    return f"{most['prompts']} prompts × {most['seeds']} seeds, n = {most['images']}"
 
 
 def _panels(tasks: Sequence[str], beside: int, rows: int) -> tuple[Figure, np.ndarray]:
@@ -83,16 +89,15 @@ def _axis(task: str) -> str:
 
 def differences(config: Config, tables: Tables, question: Question) -> Figure:
     """The paired differences of a question, a panel a task, and beside them the diagnostics that belong to it."""
-    tasks = [task for task in config.tasks if pairs_of(config, task, question.pairs)]
-    found = {task: _rows(tables["evidence"], task, pairs_of(config, task, question.pairs)) for task in tasks}
+    found = {task: compared(tables["evidence"], task, question.pairs) for task in config.tasks}
+    found = {task: rows for task, rows in found.items() if len(rows)}
+    tasks = list(found)
     extra = [q for q in _BESIDE.get(question.letter, ()) if q[0] in set(tables["evidence_diagnostics"]["quantity"])]
     by_step = question.letter == "d" and len(tables["evidence_localisation"]) > 0
     figure, axes = _panels(tasks, len(extra) + by_step, max(map(len, found.values())))
     for panel, (task, rows) in zip(axes, found.items(), strict=False):
         _difference_rows(panel, rows, _axis(task))
-        panel.set_title(
-            f"{task}: {rows['prompts'].iloc[0]} prompts × {rows['seeds'].iloc[0]} seeds, n = {rows['images'].iloc[0]}"
-        )
+        panel.set_title(f"{task}: {_sample(rows)}")
     for panel, (quantity, axis) in zip(axes[len(tasks) :], extra, strict=False):
         _diagnostic_rows(panel, config, tables["evidence_diagnostics"], question, tasks[0], quantity, axis)
     if by_step:
@@ -106,14 +111,10 @@ def differences(config: Config, tables: Tables, question: Question) -> Figure:
     return figure
 
 
-def _rows(table: pd.DataFrame, task: str, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    return table[table["task"] == task].set_index(["method", "reference"]).loc[pairs].reset_index()
-
-
 def _diagnostic_rows(
     axes: Axes, config: Config, table: pd.DataFrame, question: Question, task: str, quantity: str, axis: str
 ) -> None:
-    asked = dict.fromkeys(method for pair in pairs_of(config, task, question.pairs) for method in pair[::-1])
+    asked = dict.fromkeys(method for pair in question.pairs for method in pair[::-1])
     rows = table[(table["task"] == task) & (table["quantity"] == quantity)].set_index("method")
     rows = rows.loc[[method for method in asked if method in rows.index]]
     for y, (method, row) in enumerate(rows.iterrows()):
@@ -141,16 +142,14 @@ def _localisation(axes: Axes, table: pd.DataFrame) -> None:
 
 def main(config: Config, tables: Tables) -> Figure:
     """Above, star against flow_grpo and random on every task; below, test scores by epoch of the methods of all tasks."""
-    tasks = [task for task in config.tasks if pairs_of(config, task, MAIN)]
+    tasks = [task for task in config.tasks if len(compared(tables["evidence"], task, MAIN))]
     figure, axes = plt.subplots(
         2, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 6.4), squeeze=False, layout="constrained", height_ratios=[2, 3]
     )
     for column, task in enumerate(tasks):
-        rows = _rows(tables["evidence"], task, pairs_of(config, task, MAIN))
+        rows = compared(tables["evidence"], task, MAIN)
         _difference_rows(axes[0][column], rows, _axis(task))
-        axes[0][column].set_title(
-            f"{task}: {rows['prompts'].iloc[0]} prompts × {rows['seeds'].iloc[0]} seeds, n = {rows['images'].iloc[0]}"
-        )
+        axes[0][column].set_title(f"{task}: {_sample(rows)}")
         shared = shared_methods(config, task)
         curves = tables["evidence_learning"][lambda t, task=task: t["task"] == task]
         dodge = 0.012 * curves["epoch"].max()
@@ -191,8 +190,8 @@ def attributes(config: Config, tables: Tables) -> Figure:
         panel.margins(x=0.2)
     caption(
         figure,
-        f"(b) {ATTRIBUTES.title}; trained on pickscore, {config.experiment}, {seeds(config)}. The first three kinds say the same "
-        "things, without a ground and on a dark or light one; the last says that all objects have one colour. "
+        f"(b) {ATTRIBUTES.title}; trained on pickscore, {config.experiment}, {seeds(config)}. The first three kinds say "
+        "the same things, without a ground and on a dark or light one; the last says that all objects have one colour. "
         f"{_CROSSED.capitalize()}.",
     )
     return figure
@@ -200,7 +199,7 @@ def attributes(config: Config, tables: Tables) -> Figure:
 
 def cost(config: Config, tables: Tables) -> Figure:
     """(g): where an epoch's seconds go, and ratios of time and memory to the scalar objective."""
-    spent, ratios = tables["cost"].set_index(["task", "method"]), tables["evidence_cost"]
+    spent, ratios = tables["evidence_seconds"].set_index(["task", "method"]), tables["evidence_cost"]
     shown = [(task, method) for task in config.tasks for method in shared_methods(config, task)]
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 1.4 + 0.3 * len(shown)), sharey=True, layout="constrained")
     left = np.zeros(len(shown))
@@ -225,9 +224,9 @@ def cost(config: Config, tables: Tables) -> Figure:
     legend(figure, axes)
     caption(
         figure,
-        f"(g) {COST.title}: {config.experiment}. Left: where the seconds of an epoch go. Right: median epoch and peak memory over "
-        f"those of flow_grpo with the same seed; {_OVER_SEEDS}. Trainings shared the machine with others, so small ratios are noise; "
-        "benchmarks/overhead.py times both methods in turn.",
+        f"(g) {COST.title}: {config.experiment}. Left: where the seconds of an epoch go. Right: median epoch and peak memory "
+        f"over those of flow_grpo with the same seed; {_OVER_SEEDS}. Trainings shared the machine with others, so small "
+        "ratios are noise; benchmarks/overhead.py times both methods in turn.",
     )
     return figure
 
@@ -257,8 +256,8 @@ def guards(config: Config, tables: Tables) -> Figure:
     n = len(config.seeds)
     caption(
         figure,
-        f"(h) {GUARDS.title}: {config.experiment}, means over {n} seeds. A line follows a method from the untrained model through "
-        "its checkpoints. At the same score, a lower line is a loss that the score does not see; the table evidence_guards has the "
-        "differences to flow_grpo at equal score with their intervals over seeds.",
+        f"(h) {GUARDS.title}: {config.experiment}, means over {n} seeds. A line follows a method from the untrained model "
+        "through its checkpoints. At the same score, a lower line is a loss that the score does not see; the table "
+        "evidence_guards has the differences to flow_grpo at equal score with their intervals over seeds.",
     )
     return figure

@@ -1,16 +1,13 @@
-"""Cost, collapse guards and diagnostics of trainings: tables of docs/evidence.md. Intervals are 95 %, Student's t over seeds."""
-
-import json
+"""Cost, collapse guards and diagnostics of trainings: tables of docs/evidence.md. Intervals: 95 %, Student's t over seeds."""
 
 import numpy as np
 import pandas as pd
 
 from star.config import TASKS, Config, methods_of, run_settings
-from star.errors import InputError
 from star.evidence import estimates
-from star.evidence.tables import INTERVAL, curves, strata
+from star.evidence.tables import INTERVAL, curves, seeds_of, strata
 from star.scoring import GUARDS
-from star.tables.results import run_folder, shared_methods
+from star.tables.results import shared_methods
 
 _DIAGNOSTICS = (
     *("map_localisation", "gradient_inside", "object_area", "map_entropy", "map_effective_area", "map_drift"),
@@ -29,7 +26,7 @@ def cost(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:
         if "flow_grpo" not in methods_of(config, task):
             continue
         for method in methods_of(config, task):
-            ratio = of_run.loc[task, method] / of_run.loc[task, "flow_grpo"]
+            ratio = (of_run.loc[task, method] / of_run.loc[task, "flow_grpo"]).dropna()
             for quantity in () if method == "flow_grpo" else ("time", "memory"):
                 found = estimates.over_seeds(ratio[quantity].to_numpy())
                 rows.append((task, method, quantity, *found, len(ratio)))
@@ -60,11 +57,12 @@ def equal_reward(config: Config, scores: pd.DataFrame, guards: pd.DataFrame) -> 
         if "flow_grpo" not in shared:
             continue
         names = guards.loc[(guards["task"] == task) & guards["value"].notna(), "guard"].unique()
-        paths = {m: [_path(config, scores, guards, task, m, seed) for seed in config.seeds] for m in shared}
+        paths = {m: {s: _path(config, scores, guards, task, m, s) for s in seeds_of(scores, task, m)} for m in shared}
         for method in shared:
             for guard in () if method == "flow_grpo" else names:
                 found = []
-                for one, other in zip(paths[method], paths["flow_grpo"], strict=True):
+                for seed in seeds_of(scores, task, method, "flow_grpo"):
+                    one, other = paths[method][seed], paths["flow_grpo"][seed]
                     score = min(one["score"].max(), other["score"].max())
                     if score > one["score"].iloc[0]:
                         at = [at_score(score, p["score"].to_numpy(), p[guard].to_numpy()) for p in (one, other)]
@@ -77,11 +75,10 @@ def equal_reward(config: Config, scores: pd.DataFrame, guards: pd.DataFrame) -> 
 def _path(config: Config, scores: pd.DataFrame, guards: pd.DataFrame, task: str, method: str, seed: int) -> pd.DataFrame:
     """Score and guards of one run by checkpoint, the untrained model's first."""
     rows = {}
-    for step, found in curves(config, scores, task, method).items():
+    for step, found in curves(config, scores, task, method, [seed]).items():
         at = guards[(guards["task"] == task) & (guards["seed"] == seed) & (guards["step"] == step)]
         at = at[at["method"] == ("base" if step == 0 else method)].set_index("guard")["value"]
-        one = found[found["seed"] == seed]
-        rows[step] = {"score": estimates.estimate(estimates.cells(one, "score", strata(task))), **at.to_dict()}
+        rows[step] = {"score": estimates.estimate(estimates.cells(found, "score", strata(task))), **at.to_dict()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -90,7 +87,7 @@ def guard_paths(config: Config, scores: pd.DataFrame, guards: pd.DataFrame) -> p
     rows = []
     for task in config.tasks:
         for method in shared_methods(config, task):
-            runs = [_path(config, scores, guards, task, method, seed) for seed in config.seeds]
+            runs = [_path(config, scores, guards, task, method, seed) for seed in seeds_of(scores, task, method)]
             mean = pd.concat(runs).groupby(level=0).mean().rename_axis("step").reset_index()
             rows.append(mean.assign(task=task, method=method))
     table = pd.concat(rows, ignore_index=True)
@@ -108,20 +105,17 @@ def diagnostics(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "method", "quantity", *INTERVAL, "seeds"])
 
 
-def runs(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Every training: task, method, seed, epochs, seconds, peak_memory_mb, and its machine (cpu to torch).
-
-    Raises InputError where environment.json is missing.
-    """
+def runs(metrics: pd.DataFrame, machines: dict[tuple[str, str, int], dict]) -> pd.DataFrame:
+    """Every training: task, method, seed, epochs, seconds, peak_memory_mb, and its machine (cpu to torch)."""
     rows = []
-    for (task, method, seed), epochs in metrics.groupby(["task", "method", "seed"], sort=False):
-        path = run_folder(config, task, method, seed) / "environment.json"
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; train again with `star train`, which writes it")
-        machine = json.loads(path.read_text())
-        known = {"task": task, "method": method, "seed": seed, "epochs": len(epochs), "seconds": epochs["seconds"].sum()}
-        known["peak_memory_mb"] = epochs["peak_memory_bytes"].max() / 1e6
-        rows.append(known | {key: machine[key] for key in ("cpu", "cores", "memory_gib", "gpu", "torch")})
+    for run, epochs in metrics.groupby(["task", "method", "seed"], sort=False):
+        known = dict(zip(("task", "method", "seed"), run, strict=True))
+        known |= {
+            "epochs": len(epochs),
+            "seconds": epochs["seconds"].sum(),
+            "peak_memory_mb": epochs["peak_memory_bytes"].max() / 1e6,
+        }
+        rows.append(known | {key: machines[run][key] for key in ("cpu", "cores", "memory_gib", "gpu", "torch")})
     return pd.DataFrame(rows)
 
 

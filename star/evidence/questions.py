@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import pandas as pd
+
 from star.config import Config, methods_of
 from star.errors import InputError
 
@@ -15,6 +17,7 @@ class Question(NamedTuple):
     pairs: tuple[tuple[str, str], ...] = ()
 
 
+ATTRIBUTE_METHODS = ("base", "flow_grpo", "star")  # sampled on the prompts of global attributes
 MAIN = (("star", "flow_grpo"), ("star", "random"))  # corrected for their number apart from the rest
 ATTRIBUTES = Question("b", "attributes", "Prompts of localised content against prompts of global attributes")
 COST = Question("g", "cost", "What allocation costs in time and memory")
@@ -85,13 +88,23 @@ def require(config: Config) -> None:
     if len(config.seeds) < 2:
         raise InputError("seeds: evidence needs at least two, better five; see config/evidence-miniature.yaml")
     if not can_be_asked(config):
-        raise InputError("methods: evidence compares `star` with `flow_grpo` on the same task; name methods so")
+        raise InputError("methods: evidence compares `star` with `flow_grpo` on the same task, two seeds of each at least")
 
 
-def pairs_of(config: Config, task: str, pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """The pairs of which both methods are trained on a task."""
-    known = methods_of(config, task)
-    return [pair for pair in pairs if set(pair) <= set(known)]
+def compared(table: pd.DataFrame, task: str, pairs: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+    """The rows of evidence.csv of those of the pairs that were compared on a task, in the pairs' order."""
+    rows = table[table["task"] == task].set_index(["method", "reference"])
+    return rows.loc[[pair for pair in pairs if pair in rows.index]].reset_index()
+
+
+def answered(config: Config) -> list[Question]:
+    """The questions that a configuration whose runs are all there answers."""
+    known = {
+        question: any(set(pair) <= set(methods_of(config, t)) for t in config.tasks for pair in question.pairs)
+        for question in QUESTIONS
+    }
+    known |= {ATTRIBUTES: asks_about_attributes(config), COST: True, GUARDS: True}
+    return [question for question in QUESTIONS if known[question]]
 
 
 def asks_about_attributes(config: Config) -> bool:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from star.config import Config, methods_of, run_settings
 from star.evidence.estimates import RESAMPLES
-from star.evidence.questions import MAIN, QUESTIONS, Question, pairs_of
+from star.evidence.questions import MAIN, QUESTIONS, compared
 from star.tables.text import digits
 
 Pair = tuple[str, str]
@@ -18,9 +18,9 @@ _SIGNIFICANT = 0.05
 class Said:
     """What the table of comparisons says of pairs of methods, in words."""
 
-    def __init__(self, config: Config, table: pd.DataFrame, scores: pd.DataFrame) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame, learning: pd.DataFrame) -> None:
         self.config, self.table = config, table
-        self.places = {task: digits(rows["mean"]) for task, rows in scores.groupby("task")}
+        self.places = {task: digits(rows["mean"]) for task, rows in learning.groupby("task")}
 
     def rows(self, method: str, reference: str) -> pd.DataFrame:
         """A row a task on which both methods were trained."""
@@ -54,12 +54,12 @@ class Said:
         """A table of pairs: a row a task and pair."""
         lines = []
         for task in self.config.tasks:
-            for method, reference in pairs_of(self.config, task, pairs):
-                row, places = self.rows(method, reference).set_index("task").loc[task], self.places[task]
+            for _, row in compared(self.table, task, pairs).iterrows():
+                places = self.places[task]
                 lines.append(
                     {
                         "task": task,
-                        "difference": f"{method} − {reference}",
+                        "difference": f"{row['method']} − {row['reference']}",
                         "final score": interval(row, places, "+"),
                         "mixed model": interval(row, places, "+", ("mixed_mean", "mixed_low", "mixed_high")),
                         "p": probability(row["p"]),
@@ -121,6 +121,16 @@ def _wide(table: pd.DataFrame, index: list[str], column: str, places: int, sign:
     return wide.to_markdown(index=False, disable_numparse=True)
 
 
+def _pick(table: pd.DataFrame, **keys: object) -> pd.DataFrame:
+    """The rows of a table whose columns have the values of `keys`."""
+    return table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
+
+
+def _row(table: pd.DataFrame, **keys: object) -> str:
+    """The interval in the first of these rows; signed where it is a contrast."""
+    return interval(_pick(table, **keys).iloc[0], 3, "+" if keys.get("contrast") else "")
+
+
 def _machines(runs: pd.DataFrame) -> list[dict]:
     """Machines with their number of trainings and hours."""
     known = runs.assign(gpu=runs["gpu"].fillna("none"))
@@ -133,8 +143,22 @@ def _machines(runs: pd.DataFrame) -> list[dict]:
     )
 
 
-def text(config: Config, tables: dict[str, pd.DataFrame], figures: list[str]) -> str:
-    """The Markdown of docs/evidence.md; figures are looked for in evidence/<name>.png beside it."""
+def _trained(asked: Config, runs: pd.DataFrame) -> dict[str, tuple[list[str], list[str]]]:
+    """By task: methods with the number of their seeds, and what the configuration asks for beyond that."""
+    found = {}
+    for task in asked.tasks:
+        seeds = runs[runs["task"] == task].groupby("method")["seed"].nunique()
+        names = {name: int(seeds.get(name, 0)) for name in methods_of(asked, task)}
+        there = [f"{name} ({n})" for name, n in names.items() if n]
+        found[task] = there, [f"{name} ({len(asked.seeds) - n})" for name, n in names.items() if n < len(asked.seeds)]
+    return found
+
+
+def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures: list[str]) -> str:
+    """The Markdown of docs/evidence.md; figures are evidence/<name>.svg beside it.
+
+    `asked` is the whole configuration, `config` what of it was measured.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (files("star.evidence") / name).read_text(encoding="utf-8")),
         trim_blocks=True,
@@ -142,23 +166,25 @@ def text(config: Config, tables: dict[str, pd.DataFrame], figures: list[str]) ->
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    said = Said(config, tables["evidence"], tables["main"])
-
-    def asked(question: Question) -> bool:
-        return question.name in figures
+    said = Said(config, tables["evidence"], tables["evidence_learning"])
 
     return environment.get_template("evidence.md.j2").render(
         config=config,
         methods_of=methods_of,
         settings=lambda task, method: run_settings(config, task, method),
         main_pairs=MAIN,
-        questions={q.letter: q for q in QUESTIONS if asked(q)},
+        questions={q.letter: q for q in QUESTIONS},
+        answered=[q.letter for q in QUESTIONS if q.name in figures],
+        trained=_trained(asked, tables["evidence_runs"]),
+        asked=asked,
         resamples=RESAMPLES,
         said=said,
         tables=tables,
         machines=_machines(tables["evidence_runs"]),
         thresholds=_thresholds(tables["evidence_thresholds"], said),
         wide=_wide,
+        row=_row,
+        pick=_pick,
         listed=listed,
         interval=interval,
     )

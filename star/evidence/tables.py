@@ -1,28 +1,37 @@
 """Scores compared: the tables behind docs/evidence.md. Intervals are 95 %; star/evidence/estimates.py says of what."""
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
 from star.config import Config, methods_of
-from star.errors import InputError
 from star.evidence import estimates
 from star.evidence.estimates import Cells
-from star.evidence.questions import MAIN, QUESTIONS, pairs_of
-from star.tables.results import read_scores, run_folder, steps
+from star.evidence.questions import ATTRIBUTE_METHODS, MAIN, QUESTIONS
+from star.tables.results import steps
 from star.tables.statistics import PAIR, by_tag
 
 INTERVAL = ["mean", "low", "high"]
-ATTRIBUTE_METHODS = ("base", "flow_grpo", "star")  # sampled on the prompts of global attributes
 KINDS = ("local", "dark", "light", "one_color")
+
+
+def seeds_of(scores: pd.DataFrame, task: str, *methods: str) -> list[int]:
+    """The seeds under which all of some methods were trained and scored on a task."""
+    found = [set(scores.loc[(scores["task"] == task) & (scores["method"] == method), "seed"]) for method in methods]
+    return sorted(set.intersection(*found))
 
 
 def strata(task: str) -> str | None:
     return "tag" if by_tag(task) else None
 
 
-def curves(config: Config, scores: pd.DataFrame, task: str, method: str) -> dict[int, pd.DataFrame]:
-    """Checkpoint -> scores of one method, the untrained model's at 0."""
+def curves(
+    config: Config, scores: pd.DataFrame, task: str, method: str, seeds: Collection[int] | None = None
+) -> dict[int, pd.DataFrame]:
+    """Checkpoint -> scores of one method under `seeds` (none: all that it has), the untrained model's at 0."""
     of_task = scores[scores["task"] == task]
+    of_task = of_task[of_task["seed"].isin(seeds_of(scores, task, method) if seeds is None else seeds)]
     base, own = of_task[of_task["method"] == "base"], of_task[of_task["method"] == method]
     return {0: base} | {step: own[own["step"] == step] for step in (steps(config, task, method) if method != "base" else [])}
 
@@ -41,7 +50,7 @@ def _area(points: dict[int, pd.DataFrame]) -> pd.DataFrame:
 
 
 def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences of every pair that a question names; one row a task and pair.
+    """Paired differences of every pair that a question names and two seeds share; one row a task and pair.
 
     Columns: family (`main`, or `questions`: p-values are corrected within), letters of the questions, task, method, reference;
     mean, low, high of the final scores' difference (bootstrap over seeds and prompts); mixed_mean, mixed_low, mixed_high, p,
@@ -51,8 +60,11 @@ def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     asked = tuple(dict.fromkeys([*MAIN, *(pair for question in QUESTIONS for pair in question.pairs)]))
     rows = []
     for task in config.tasks:
-        for method, reference in pairs_of(config, task, asked):
-            one, other = (curves(config, scores, task, m) for m in (method, reference))
+        for method, reference in asked:
+            seeds = seeds_of(scores, task, method, reference)
+            if len(seeds) < 2:
+                continue
+            one, other = (curves(config, scores, task, m, seeds) for m in (method, reference))
             final = _differences(one[max(one)], other[max(other)])
             found = estimates.cells(final, "score", strata(task))
             model = estimates.mixed(found)
@@ -76,13 +88,13 @@ def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
-    """Score of every checkpoint: task, method, epoch, mean, low, high (bootstrap over seeds and prompts), images."""
+    """Score of every checkpoint: task, method, epoch, mean, low, high (bootstrap over seeds and prompts), images, seeds."""
     rows = []
     for task in config.tasks:
         for method in methods_of(config, task):
             for epoch, found in curves(config, scores, task, method).items():
                 values = estimates.bootstrap(estimates.cells(found, "score", strata(task)))
-                known = {"task": task, "method": method, "epoch": epoch, "images": len(found)}
+                known = {"task": task, "method": method, "epoch": epoch, "images": len(found), "seeds": found["seed"].nunique()}
                 rows.append(known | dict(zip(INTERVAL, values, strict=True)))
     return pd.DataFrame(rows)
 
@@ -109,23 +121,6 @@ def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
             known = {"task": task, "method": method, "threshold": threshold}
             rows.append(known | dict(zip(("epochs", "low", "high", "reached"), values, strict=True)))
     return pd.DataFrame(rows, columns=["task", "method", "threshold", "epochs", "low", "high", "reached"])
-
-
-def read_attributes(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores, map statistics) on the prompts of global attributes. Raises InputError where a file is missing."""
-    scores, maps = [], []
-    for seed in config.seeds:
-        for method in ATTRIBUTE_METHODS:
-            folder = run_folder(config, "pickscore", method, seed) / "global"
-            path = folder / "scores.jsonl"
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; `snakemake --cores all` with this configuration makes it")
-            scores.append(read_scores(path).assign(method=method, seed=seed))
-        path = folder / "map_statistics.csv"
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; `snakemake --cores all` with this configuration makes it")
-        maps.append(pd.read_csv(path).assign(seed=seed))
-    return pd.concat(scores, ignore_index=True), pd.concat(maps, ignore_index=True)
 
 
 def attributes(scores: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:

@@ -65,9 +65,9 @@ def cost(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:
                 {
                     "task": task,
                     "method": method,
-                    "epochs": len(runs) // len(config.seeds),
+                    "epochs": runs["epoch"].max(),
                     "seconds_epoch": runs["seconds"].median(),
-                    "seconds_total": runs["seconds"].sum() / len(config.seeds),
+                    "seconds_total": runs["seconds"].sum() / runs["seed"].nunique(),
                     **parts,
                     "map_overhead_percent": 100 * runs["seconds_maps"].sum() / runs["seconds"].sum(),
                     "epoch_ratio": runs["seconds"].median() / scalar,

@@ -7,6 +7,7 @@ import os
 import yaml
 
 from star.config import methods_of, published_epochs, run_settings
+from star.evidence import questions
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
 RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
@@ -15,6 +16,7 @@ RESOLVED = EXPERIMENT / "config.yaml"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
+EVIDENCE_TABLES = [f"evidence{part}" for part in ["", "_learning", "_cost", "_guards", "_diagnostics", "_runs"]]
 TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
 
 # A conda environment brings its own python; otherwise it is the one that runs Snakemake.
@@ -159,3 +161,22 @@ def all_maps():
 
 def all_logged():
     return [f"{run_folder(*run)}/mlflow.done" for run in RUNS_AND_BASE]
+
+
+def all_attributes():
+    """Scores and map statistics on prompts of global attributes, where the evidence can ask about them."""
+    if not questions.asks_about_attributes(CONFIG):
+        return []
+    runs = [run_folder("pickscore", method, seed) for method in questions.ATTRIBUTE_METHODS for seed in SEEDS]
+    maps = [f"{run_folder('pickscore', 'star', seed)}/global/map_statistics.csv" for seed in SEEDS]
+    return [f"{run}/global/scores.jsonl" for run in runs] + maps
+
+
+def evidence_figures():
+    """(file name, title) of the figures that `star evidence` draws."""
+    return [("main", "main result"), *((q.name, f"({q.letter}) {q.title}") for q in questions.answered(CONFIG))]
+
+
+def all_evidence():
+    """Nothing with a single seed, which is no evidence."""
+    return rules.evidence.output if questions.can_be_asked(CONFIG) else []
