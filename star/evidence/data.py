@@ -94,11 +94,15 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
 def _source(config: Config, task: str, method: str) -> dict:
     """What two files of the same run must have in common."""
     settings = run_settings(config, task, method)
-    return {"settings": settings.digest(), "evaluation": settings.evaluation.model_dump(exclude={"batch"})}
+    return {
+        "settings": settings.digest(),
+        "steps": results.steps(config, task, method),
+        "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
+    }
 
 
 def _same_source(path: Path, found: dict, wanted: dict) -> None:
-    for key in ("settings", "evaluation", "base"):
+    for key in ("settings", "steps", "evaluation", "base"):
         if key in wanted and found[key] != wanted[key]:
             raise InputError(
                 f"{path}: of a run with other `{key}` ({found[key]}, here {wanted[key]}), which no table may mix; delete the "

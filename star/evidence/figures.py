@@ -8,13 +8,14 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from star.config import Config
 from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, compared
 from star.evidence.tables import KINDS
 from star.tables.results import shared_methods
 from star.tables.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
-from star.tables.text import digits
+from star.tables.text import digits, probability
 
 Tables = dict[str, pd.DataFrame]
 _CROSSED = "bars: 95 % interval over seeds and prompts (bootstrap)"
@@ -61,10 +62,11 @@ def _difference_rows(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
     for y, row in enumerate(rows.itertuples()):
         _bars(axes, row.mean, y, row.low, row.high, fmt="o", color="#0072B2")
         _bars(axes, row.mixed_mean, y + 0.2, row.mixed_low, row.mixed_high, fmt="|", color="#999999", linewidth=1)
-        text = f"{row.mean:+.{places}f}" + ("" if np.isnan(row.p_holm) else f"   p = {max(row.p_holm, 0.001):.2g}")
+        text = f"{row.mean:+.{places}f}" + ("" if np.isnan(row.p_holm) else f"   p {probability(row.p_holm)}")
         axes.annotate(text, (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.axvline(0, color="#555555", linewidth=1.2, zorder=1)
     few = [f" ({n} seeds)" if n < rows["seeds"].max() else "" for n in rows["seeds"]]
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(rows)), rows["method"] + few + "\n− " + rows["reference"])
     axes.set(ylim=(len(rows) - 0.4, -0.7), xlabel=f"difference in {axis}")
     axes.grid(axis="y", visible=False)
@@ -236,7 +238,7 @@ def guards(config: Config, tables: Tables) -> Figure:
     paths, equal = tables["evidence_guard_paths"], tables["evidence_guards"]
     tasks = [task for task in config.tasks if (equal["task"] == task).any()]
     names = ["diversity", "color_entropy"]
-    figure, axes = plt.subplots(2, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 6.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(3, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 9.2), squeeze=False, layout="constrained")
     for column, task in enumerate(tasks):
         other = [guard for guard in equal.loc[equal["task"] == task, "guard"].unique() if guard in SCORE_AXES]
         for row, guard in enumerate((names[0], *(other or names[1:])[:1])):
@@ -252,12 +254,21 @@ def guards(config: Config, tables: Tables) -> Figure:
                 guard, f"{guard}'s scorer on these pictures" if guard in SCORE_AXES else guard
             )
             panel.set(xlabel=f"test score: {_axis(task)}", ylabel=label, title=task if row == 0 else "")
+        rows = equal[(equal["task"] == task) & (equal["guard"] == "diversity") & equal["mean"].notna()]
+        for y, r in enumerate(rows.itertuples()):
+            style = look(config, r.method)
+            _bars(axes[2][column], r.mean, y, r.low, r.high, fmt=style["marker"], color=style["color"])
+        axes[2][column].axvline(0, color="#555555", linewidth=1.2, zorder=1)
+        axes[2][column].xaxis.set_major_locator(MaxNLocator(4))
+        axes[2][column].set_yticks(range(len(rows)), [f"{r.method}\n({r.seeds} seeds)" for r in rows.itertuples()])
+        axes[2][column].set(ylim=(len(rows) - 0.5, -0.5), xlabel="diversity minus flow_grpo's, at equal score")
     legend(figure, axes[0])
     n = len(config.seeds)
     caption(
         figure,
         f"(h) {GUARDS.title}: {config.experiment}, means over {n} seeds. A line follows a method from the untrained model "
-        "through its checkpoints. At the same score, a lower line is a loss that the score does not see; the table "
-        "evidence_guards has the differences to flow_grpo at equal score with their intervals over seeds.",
+        "through its checkpoints. At the same score, a lower line is a loss that the score does not see. Below: "
+        f"differences in diversity where both methods first reach the same score, {_OVER_SEEDS}; the table evidence_guards has "
+        "the other guards. Diversity: mean distance between the pictures of a prompt.",
     )
     return figure

@@ -9,7 +9,7 @@ import pandas as pd
 from star.config import Config, methods_of, run_settings
 from star.evidence.estimates import RESAMPLES
 from star.evidence.questions import MAIN, QUESTIONS, compared
-from star.tables.text import digits
+from star.tables.text import digits, probability
 
 Pair = tuple[str, str]
 _SIGNIFICANT = 0.05
@@ -62,8 +62,8 @@ class Said:
                         "difference": f"{row['method']} − {row['reference']}",
                         "final score": interval(row, places, "+"),
                         "mixed model": interval(row, places, "+", ("mixed_mean", "mixed_low", "mixed_high")),
-                        "p": probability(row["p"]),
-                        "corrected p": probability(row["p_holm"]),
+                        "p": probability(row["p"]).removeprefix("= "),
+                        "corrected p": probability(row["p_holm"]).removeprefix("= "),
                         "mean height of the learning curve": interval(row, places, "+", ("area", "area_low", "area_high")),
                         "n": f"{row['images']} ({row['prompts']} × {row['seeds']})",
                     }
@@ -76,13 +76,6 @@ def listed(items: list[str]) -> str:
     if len(items) < 2:
         return items[0] if items else "none"
     return f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def probability(p: float) -> str:
-    """A p-value in words of two digits."""
-    if np.isnan(p):
-        return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.995 else "1"
 
 
 def interval(row: pd.Series, places: int, sign: str = "", columns: tuple[str, ...] = ("mean", "low", "high")) -> str:

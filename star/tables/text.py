@@ -124,6 +124,11 @@ def digits(values: pd.Series) -> int:
     return 3 if values.abs().max() < 10 else 2
 
 
+def probability(p: float) -> str:
+    """A p-value as `= 0.03` or `< 0.001`; "-" for none."""
+    return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.995 else "= 1"
+
+
 def interval_cell(mean: float, low: float, high: float, places: int, sign: str = "") -> str:
     """`mean [low, high]`; with sign="+" a difference, starred where its interval excludes zero; "-" for no value."""
     if pd.isna(mean):

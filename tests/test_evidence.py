@@ -1,0 +1,158 @@
+"""The evidence on a simulated experiment with known differences: collected, refused where mixed, told in words."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic
+
+from star import cli
+from star.config import Config, load
+from star.errors import InputError
+from star.evidence import data
+
+CONFIG = "config/evidence-miniature.yaml"
+METHODS = """{
+    flow_grpo: {allocation: {source: none}},
+    star: {allocation: {source: attention}},
+    random: {allocation: {source: random}},
+    inverse: {tasks: [geneval], allocation: {source: attention, inverse: true}},
+    oracle: {tasks: [ocr], allocation: {source: oracle}},
+}"""
+GAIN = {"star": 0.3, "random": -0.2, "inverse": -0.6}
+
+
+def _settings(folder: Path) -> list[str]:
+    return [f"results={folder}", "seeds=[0, 1, 2, 3]", f"methods={METHODS}"]
+
+
+def _arguments(folder: Path, *more: str) -> list[str]:
+    return ["evidence", "--config", CONFIG, *(word for s in _settings(folder) for word in ("--set", s)), *more]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of four seeds are trained; `inverse` has two of them, `oracle` one."""
+    folder = tmp_path_factory.mktemp("results")
+    config = load(CONFIG, _settings(folder))
+    synthetic.fill(config.model_copy(update={"seeds": [0, 1, 2]}), GAIN, images=2)
+    (folder / "evidence-miniature/geneval/inverse/seed2/trained.sha256").unlink()
+    for seed in (1, 2):
+        (folder / f"evidence-miniature/ocr/oracle/seed{seed}/metrics.jsonl").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> Path:
+    """What `star evidence` writes of it."""
+    assert cli.main(_arguments(results, "--collect", "--data", f"{results}/data", "--out", f"{results}/out")) == 0
+    return results / "out"
+
+
+def _config(results: Path) -> Config:
+    return load(CONFIG, _settings(results))
+
+
+def _table(page: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(page / f"evidence/tables/{name}.csv")
+
+
+def test_known_differences_are_found(page: Path):
+    table = _table(page, "evidence").set_index(["task", "method", "reference"])
+    for task, learned in synthetic.LEARNED.items():
+        for method, reference, truth in (("star", "flow_grpo", 0.3), ("star", "random", 0.5), ("random", "flow_grpo", -0.2)):
+            row = table.loc[task, method, reference]
+            assert row["mean"] == pytest.approx(truth * learned, abs=0.15 * learned)
+            assert row["low"] < row["mean"] < row["high"] and row["seeds"] == 3
+            # What is learned grows on a straight line from 0, so the curve's mean height differs by half as much.
+            assert row["area"] == pytest.approx(row["mean"] / 2, abs=0.03 * learned)
+    assert table.loc["geneval", "inverse", "flow_grpo"]["seeds"] == 2
+    assert "oracle" not in table.index.get_level_values("method")
+
+
+def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
+    found = _table(page, "evidence").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
+    means = {}
+    for method in ("star", "random"):
+        files = [results / f"evidence-miniature/ocr/{method}/seed{k}/scores/step32.jsonl" for k in (0, 1, 2)]
+        scores = [json.loads(line)["score"] for file in files for line in file.read_text().splitlines()]
+        means[method] = sum(scores) / len(scores)
+    assert found["mean"] == pytest.approx(means["star"] - means["random"], abs=1e-6)
+
+
+def test_the_page_says_what_it_has_and_what_not(page: Path):
+    text = (page / "evidence.md").read_text()
+    assert "flow_grpo (3), star (3), random (3), inverse (2)" in text
+    assert "on ocr (in brackets: seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
+    for letter in "ce":
+        assert re.search(rf"## \({letter}\) [^\n]+\nNot measured in this configuration\.", text)
+    assert "`star` − `oracle`: not measured in this configuration." in text
+    assert "Allocation by attention beats the scalar objective" in text and "`inverse` does harm" in text
+    figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert figures and all((page / figure).is_file() for figure in figures)
+    assert "nan" not in text.lower().replace("not", "") and "{{" not in text
+
+
+def test_global_attributes_shrink_the_gain(page: Path):
+    table = _table(page, "evidence_attributes")
+    rows = table[table["contrast"] & (table["quantity"] == "gain")].set_index("kind")
+    assert (
+        rows.loc["dark", "mean"] == pytest.approx(-0.15 * synthetic.LEARNED["pickscore"], abs=0.01)
+        and rows.loc["dark", "high"] < 0
+    )
+    areas = table[~table["contrast"] & (table["quantity"] == "effective_area")].set_index("kind")["mean"]
+    assert areas.to_dict() == pytest.approx({"local": 0.7, "dark": 0.9, "light": 0.9, "one_color": 0.7})
+
+
+def test_collecting_again_gives_equal_bytes(results: Path, page: Path, tmp_path: Path):
+    written, missing = data.collect(_config(results), tmp_path)
+    assert len(written) == len(list((results / "data").iterdir())) and len(missing) == 4 * 14 - len(written)
+    for path in written:
+        assert path.read_bytes() == (results / "data" / path.name).read_bytes()
+
+
+def test_runs_of_other_settings_are_refused(results: Path, page: Path, capsys: pytest.CaptureFixture):
+    mixed = _arguments(results, "--data", f"{results}/data", "--out", f"{results}/mixed", "--set", "training.learning_rate=0.5")
+    assert cli.main(mixed) == 2
+    assert "of a run with other `settings`" in capsys.readouterr().err and not (results / "mixed").exists()
+    assert cli.main([*mixed[:-2], "--set", "evaluation.steps=3"]) == 2
+    assert "other `evaluation`" in capsys.readouterr().err
+    assert cli.main([*mixed, "--collect", "--data", f"{results}/new"]) == 2
+    assert "settings.json: `training` differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("base", "0123", "other `base`"),
+        ("scorer", "another", "scored by different scorers"),
+        ("by", "another", "measured by different models"),
+        (None, None, "damaged"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    results: Path, page: Path, tmp_path: Path, key: str | None, value: str, words: str
+):
+    for path in (results / "data").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "ocr-star-seed1.json.gz"
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    if key == "base":
+        content["base"] = value
+    elif key:
+        part = content["scores" if key == "scorer" else "guards"]
+        part[key] = [value] * len(part[key])
+    text = json.dumps(content).encode()
+    path.write_bytes(gzip.compress(text) if key else gzip.compress(text)[:100])
+    with pytest.raises(InputError, match=words):
+        data.read(_config(results), tmp_path)
+
+
+def test_one_seed_is_no_evidence(results: Path, page: Path, tmp_path: Path):
+    for path in (results / "data").glob("*seed0*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="at least two"):
+        data.read(_config(results), tmp_path)
