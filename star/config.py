@@ -19,7 +19,8 @@ Task = Literal["geneval", "ocr", "pickscore"]
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Reward = Annotated[dict[Task, float], Field(min_length=1)]
+Function = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]  # module:function, see star/scoring/custom.py
+Reward = Annotated[dict[Task | Function, float], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -145,6 +146,7 @@ class Prompts(_Section):
     ocr: Literal["published", "generated"] = "published"
     mirror: str | None = None
     filter_unsafe: bool = True
+    files: dict[Task, dict[Literal["train", "validation", "test"], str]] = {}
 
 
 class Scorers(_Section):
@@ -211,7 +213,7 @@ class RunSettings(_Section):
             "evaluation": True,
             "training": {"epochs", "max_kl", "save_every", "keep_states"},
             "scorers": {"workers", "diversity"},
-            "prompts": {"mirror"},
+            "prompts": {"mirror"} if self.prompts.files else {"mirror", "files"},
         }
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 

@@ -15,6 +15,8 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
         if task not in config.tasks or (task == "ocr" and config.prompts.ocr == "generated"):
             continue
         for split in ("train", "test"):
+            if split in config.prompts.files.get(task, {}):
+                continue
             yield _file(f"dataset/{task}/{split}.txt", task, split, config.prompts.mirror)
 
 

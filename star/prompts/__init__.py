@@ -26,6 +26,10 @@ def records(config: Config, task: str, split: str) -> list[dict]:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     if split == "global" and (task, config.prompts.world) != ("pickscore", "miniature"):
         raise InputError("--split global: only the pickscore task of the world `miniature` has prompts of global attributes")
+    if own := config.prompts.files.get(task, {}).get(split):
+        from star.prompts import own as of_user
+
+        return of_user.records(Path(own), task)
     if config.prompts.world == "miniature":
         from star.miniature import prompts as miniature
 

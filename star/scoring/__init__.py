@@ -54,10 +54,14 @@ def needed(config: "Config") -> set[str]:
 
 
 def make_scorer(task: str, scorers: "Scorers") -> Scorer:
-    """The scorer of `task`: geneval, ocr or pickscore.
+    """The scorer of `task`: geneval, ocr, pickscore, or a user's own `module:function`.
 
     Raises InputError when its weights are missing or its backend does not exist (yet).
     """
+    if ":" in task:
+        from star.scoring.custom import CustomScorer
+
+        return CustomScorer(task)
     if task == "geneval":
         from star.scoring.geneval import GenevalScorer
 

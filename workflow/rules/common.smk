@@ -8,6 +8,7 @@ import yaml
 
 from star.config import methods_of, published_epochs, run_settings
 from star.evidence import questions
+from star.scoring import custom
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
 RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
@@ -65,6 +66,8 @@ def digest(*sections):
         for key in ("workers", "diversity"):  # how many processes score, and how a guard looks, change no score
             settings["scorers"].pop(key)
         settings["prompts"].pop("mirror")  # holds the same files as the published place
+        if not settings["prompts"]["files"]:
+            settings["prompts"].pop("files")
         for key in ("max_kl", "save_every", "keep_states"):
             settings["training"].pop(key)
         text = json.dumps([settings[name] for name in sections])
@@ -113,8 +116,9 @@ def weights(*folders):
 
 
 def scorer_weights(*tasks):
-    """The weight files of the scorers of some tasks."""
-    return weights(CONFIG.scorers.pickscore_model) if "pickscore" in tasks else []
+    """The weight files of the scorers of some tasks, and the modules of users' own ones."""
+    own = [str(custom.source(name)) for name in tasks if ":" in name]
+    return own + (weights(CONFIG.scorers.pickscore_model) if "pickscore" in tasks else [])
 
 
 def scores(task, method, seed):

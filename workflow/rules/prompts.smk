@@ -1,4 +1,6 @@
 rule prompts:
+    input:
+        lambda wildcards: CONFIG.prompts.files.get(wildcards.task, {}).get(wildcards.split, []),
     output:
         f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl",
     log:
