@@ -4,6 +4,7 @@
 # make lint        ruff                 make report  one HTML page of the results
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
+# make test-browser   the MLflow pages in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
@@ -13,7 +14,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-easyocr test-kill lint ui report schema
+.PHONY: install reproduce evidence test test-easyocr test-kill test-browser lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -48,6 +49,10 @@ test-easyocr:
 
 test-kill: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
+
+test-browser: install
+	@command -v chromium >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium)" >&2; exit 2; }
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
 
 lint: install
 	$(BIN)/ruff check .

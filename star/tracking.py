@@ -26,17 +26,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens at runs and charts
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits
-_ABOUT_TASK = """Runs of the experiment `{experiment}` on the task `{task}`.
+_ABOUT_TASK = """Task `{task}` of the configuration `{experiment}`: one run a method and seed, `test/{task}` is the \
+test score by epoch.
 
-One run a method and seed; `base` is the untrained model. To compare methods select their runs and press *Compare*:
+`base` is the untrained model. To compare methods select their runs and press *Compare*, or group the \
+charts by the tag `method`:
 - `test/{task}` is the score on the test prompts by epoch (step 0: untrained), `test/{task}/<tag>` the same for one tag;
 - `guard/...` are collapse guards on the same pictures: diversity within a prompt, edge density, colour entropy, other scorers;
 - `reward_mean` is the mean reward of the images sampled for training, `kl` the distance from the untrained model;
+- the tags `task`, `method`, `seed` and `configuration` filter and group runs (`tags.method = "star"`), charts group by them;
 - parameters that differ between two methods are what the method is; all others are equal by construction.
 
 Intervals and paired differences are in the experiment `{experiment}-tables`."""
-_ABOUT_RUN = """`{method}` on `{task}`, seed {seed}.
+_ABOUT_RUN = """`{method}` on `{task}`, seed {seed}, of the configuration `{experiment}`. {what}
 
 `settings.json` holds the resolved settings, `adapter/` the trained LoRA (EMA weights; `pipe.load_lora_weights`), `maps/`
 pictures of the allocation maps where they were drawn. Times of the metrics are times of the training, from its start."""
@@ -55,7 +59,7 @@ def mirror(config: Config, task: str, method: str, seed: int, run: Path, finishe
     run = Path(run)
     settings = run_settings(config, task, method)
     rows = _training_rows(run, method)
-    values = _training_values(rows) | _test_values(run, task)
+    values = _test_values(run, task) | _training_values(rows)  # the UI draws first what was logged first
     adapter = run / "checkpoints" / f"step{settings.training.epochs}" / "adapter"
     if finished and method != "base" and not adapter.is_dir():
         raise InputError(f"{adapter}: no such folder; finish the training with `star train --out {run}`")
@@ -64,9 +68,12 @@ def mirror(config: Config, task: str, method: str, seed: int, run: Path, finishe
         "task": task,
         "method": method,
         "seed": str(seed),
+        "configuration": config.experiment,
         "config_hash": settings.digest(),
         **_revision(),
-        "mlflow.note.content": _ABOUT_RUN.format(task=task, method=method, seed=seed),
+        "mlflow.note.content": _ABOUT_RUN.format(
+            task=task, method=method, seed=seed, experiment=config.experiment, what=_what(config, method)
+        ),
     }
     about = _ABOUT_TASK.format(experiment=config.experiment, task=task)
     seconds = _seconds(rows)
@@ -133,7 +140,7 @@ def _experiment(client: "MlflowClient", config: Config, name: str, about: str) -
     found = client.get_experiment_by_name(name)
     if found is None:
         artifacts = (Path(config.results).resolve() / "mlartifacts" / name).as_uri()
-        return client.create_experiment(name, artifacts, {"mlflow.note.content": about})
+        return client.create_experiment(name, artifacts, {"mlflow.note.content": about, **_KIND})
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
@@ -182,6 +189,15 @@ def _training_rows(run: Path, method: str) -> list[dict]:
         if row.get("epoch") != number:
             raise InputError(f"{path}:{number}: epoch {row.get('epoch')!r} where {number} belongs; rerun `star train`")
     return rows
+
+
+def _what(config: Config, method: str) -> str:
+    """What the configuration says of a method, in one sentence."""
+    if method == "base":
+        return "The untrained model: test scores and guards at step 0, no training curves."
+    changes = config.methods[method].model_dump(exclude={"tasks"}, exclude_defaults=True)
+    said = [f"`{key} = {value}`" for key, value in _flat(changes).items()]
+    return f"What makes it `{method}`: {', '.join(said)}; everything else is as in the other methods." if said else ""
 
 
 def _seconds(rows: list[dict]) -> list[float]:

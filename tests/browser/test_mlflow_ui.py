@@ -1,0 +1,123 @@
+"""The MLflow pages of a simulated experiment in a real browser (chromium, headless): what a person reads there.
+
+Screenshots are left in results/screenshots. A machine without chromium fails, it does not skip.
+"""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))
+import synthetic  # noqa: E402
+
+from star import tracking  # noqa: E402
+from star.config import load  # noqa: E402
+from star.tables.results import methods, run_folder, steps  # noqa: E402
+
+METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
+TASKS = "{ocr: {reward: {ocr: 1.0}}}"
+SCREENSHOTS = ROOT / "results/screenshots"
+
+
+class Pages:
+    """A running `mlflow ui` on loopback, and chromium to look at it."""
+
+    def __init__(self, url: str, experiment: str, runs: dict[str, str], profile: Path) -> None:
+        self.url, self.experiment, self.runs, self.profile = url, experiment, runs, profile
+
+    def read(self, page: str, name: str) -> str:
+        """The text of a page after its scripts have run; a screenshot of it is left."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        chromium = shutil.which("chromium")
+        assert chromium, "no chromium found; install it (Debian: apt install chromium)"
+        common = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={self.profile}"]
+        common += ["--window-size=1700,1300", "--virtual-time-budget=30000", "--hide-scrollbars"]
+        address = f"{self.url}/#/{page}"
+        shot = [*common, f"--screenshot={SCREENSHOTS / name}.png", address]
+        subprocess.run(shot, check=True, capture_output=True, timeout=120)
+        found = subprocess.run([*common, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120).stdout
+        return re.sub(
+            r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", re.sub(r"</?code[^>]*>", "", found), flags=re.DOTALL)
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    folder = tmp_path_factory.mktemp("ui")
+    config = load(
+        ROOT / "config/evidence-miniature.yaml",
+        [f"results={folder}", "seeds=[0, 1]", f"tasks={TASKS}", f"methods={METHODS}"],
+    )
+    synthetic.fill(config, {"star": 0.3}, images=1)
+    runs = {}
+    for method in methods(config, "ocr"):
+        for seed in config.seeds:
+            run = run_folder(config, "ocr", method, seed)
+            (run / f"checkpoints/step{steps(config, 'ocr', method)[-1]}/adapter").mkdir(parents=True)
+            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "ocr", method, seed, run)
+    port = _free_port()
+    mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--host", "127.0.0.1", "--port", str(port)]
+    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    with (folder / "ui.log").open("w") as log:
+        server = subprocess.Popen(mlflow, stdout=log, stderr=log, cwd=folder)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urlopen(url, timeout=5).close()
+                break
+            except (URLError, OSError):
+                assert server.poll() is None, (folder / "ui.log").read_text()
+                time.sleep(1)
+        with tracking._client(config) as client:
+            experiment = client.get_experiment_by_name("evidence-miniature-ocr").experiment_id
+        yield Pages(url, experiment, runs, folder / "chromium")
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def test_the_experiment_page_lists_the_runs_and_says_what_they_are(pages: Pages):
+    text = pages.read(f"experiments/{pages.experiment}/runs", "experiment")
+    for run in pages.runs:
+        assert run in text
+    assert "evidence-miniature-ocr" in text
+
+
+def test_the_charts_are_named_by_what_they_show(pages: Pages):
+    text = pages.read(f"experiments/{pages.experiment}/runs?compareRunsMode=CHART", "charts")
+    for metric in ("test/ocr", "guard/diversity", "reward_mean", "kl"):
+        assert metric in text
+
+
+def test_the_compare_page_sets_methods_side_by_side(pages: Pages):
+    chosen = [pages.runs["flow_grpo-seed0"], pages.runs["star-seed0"]]
+    page = f"compare-runs?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([pages.experiment]))}"
+    text = pages.read(page, "compare")
+    for words in ("flow_grpo-seed0", "star-seed0", "allocation.source", "attention", "test/ocr", "configuration", "method"):
+        assert words in text
+
+
+def test_a_run_says_what_it_is(pages: Pages):
+    text = pages.read(f"experiments/{pages.experiment}/runs/{pages.runs['star-seed0']}", "run")
+    assert "star on ocr, seed 0, of the configuration evidence-miniature" in text and "allocation.source = attention" in text
+    for tag in ("task", "method", "seed", "configuration"):
+        assert tag in text
