@@ -59,6 +59,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 ui: install
+	@echo "Open http://127.0.0.1:5000, choose \"Model training\" in the sidebar, an experiment, then runs and charts"
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow.db --default-artifact-root results/mlartifacts
 
 report: install

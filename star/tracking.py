@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens at runs and charts
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 _ABOUT_TASK = """Task `{task}` of the configuration `{experiment}`: one run a method and seed, `test/{task}` is the \
 test score by epoch.
@@ -140,7 +139,7 @@ def _experiment(client: "MlflowClient", config: Config, name: str, about: str) -
     found = client.get_experiment_by_name(name)
     if found is None:
         artifacts = (Path(config.results).resolve() / "mlartifacts" / name).as_uri()
-        return client.create_experiment(name, artifacts, {"mlflow.note.content": about, **_KIND})
+        return client.create_experiment(name, artifacts, {"mlflow.note.content": about})
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

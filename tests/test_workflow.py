@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 stage, *rest = sys.argv[1:]
-given = dict(zip(rest[::2], rest[1::2]))
+given = dict(zip(rest[::2], rest[1::2])) if stage != "evidence" else dict(zip(rest[3::2], rest[4::2]))
 with open("calls.txt", "a") as file:
     print(stage, *rest, file=file)
 
@@ -43,6 +43,13 @@ elif stage == "sample":
     put(f"{given['--out']}/prompts.jsonl")
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
+elif stage == "evidence":
+    assert Path("results/toy/geneval/star/seed1/guards/step4.json").exists()
+    for table in ("", "_learning", "_cost", "_guards", "_diagnostics", "_runs"):
+        put(f"{given['--out']}/evidence/tables/evidence{table}.csv")
+    for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
+        put(f"{given['--out']}/evidence/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+    put(f"{given['--out']}/evidence.md")
 elif stage == "tables":
     for name in ("main", "categories", "cost", "ablation", "guards"):
         for form in ("csv", "md", "tex"):
@@ -130,6 +137,22 @@ def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
     jobs, printed = finished.planned("--config", "methods={star: {training: {learning_rate: 0.5}}}")
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
+
+
+def test_a_second_seed_makes_evidence(toy: Toy):
+    jobs, _ = toy.planned("--config", "seeds=[0, 1]")
+    assert jobs == {"train": 4, "sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
+    done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
+    assert done.returncode == 0, done.stdout
+    assert (toy.folder / "results/toy/evidence.md").exists()
+    assert any(call.startswith("evidence --config") and "--collect --data" in call for call in toy.calls())
+
+
+def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
+    tasks, methods = "tasks={pickscore: {reward: {pickscore: 1.0}}}", "seeds=[0, 1]"
+    jobs, _ = toy.planned("--config", tasks, methods)
+    # base, flow_grpo and star under two seeds; the maps are star's
+    assert (jobs["sample_attributes"], jobs["score_attributes"], jobs["map_statistics"]) == (6, 6, 2)
 
 
 def test_changed_evaluation_trains_nothing(finished: Toy):

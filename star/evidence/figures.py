@@ -261,7 +261,9 @@ def guards(config: Config, tables: Tables) -> Figure:
         axes[2][column].axvline(0, color="#555555", linewidth=1.2, zorder=1)
         axes[2][column].xaxis.set_major_locator(MaxNLocator(4))
         axes[2][column].set_yticks(range(len(rows)), [f"{r.method}\n({r.seeds} seeds)" for r in rows.itertuples()])
-        axes[2][column].set(ylim=(len(rows) - 0.5, -0.5), xlabel="diversity minus flow_grpo's, at equal score")
+        if rows.empty:
+            axes[2][column].set_title("no seed where both methods gain", fontsize=8)
+        axes[2][column].set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlabel="diversity minus flow_grpo's, at equal score")
     legend(figure, axes[0])
     n = len(config.seeds)
     caption(
