@@ -10,9 +10,9 @@ import pytest
 import synthetic
 
 from star import cli
-from star.config import Config, load
+from star.config import Config, load, run_settings
 from star.errors import InputError
-from star.evidence import data
+from star.evidence import data, questions
 
 CONFIG = "config/evidence-miniature.yaml"
 METHODS = """{
@@ -156,3 +156,19 @@ def test_one_seed_is_no_evidence(results: Path, page: Path, tmp_path: Path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="at least two"):
         data.read(_config(results), tmp_path)
+
+
+def test_the_configuration_answers_every_question():
+    config = load(CONFIG)
+    assert questions.answered(config) == list(questions.QUESTIONS)
+    asked = {method for question in questions.QUESTIONS for pair in question.pairs for method in pair}
+    assert asked == set(config.methods)
+
+
+def test_the_wrong_block_is_the_one_that_localises_worst():
+    """By the table of docs/miniature.md, which was measured on the embedded base."""
+    rows = re.findall(r"^\| geneval \| (\d) \|((?: \d\.\d+ \|){8})$", Path("docs/miniature.md").read_text(), re.MULTILINE)
+    mean = {int(block): sum(float(x) for x in gains.split("|")[:-1]) / 8 for block, gains in rows}
+    assert len(mean) == 4
+    settings = {name: run_settings(load(CONFIG), "geneval", name).allocation.blocks for name in ("star", "wrong_block")}
+    assert settings == {"star": [max(mean, key=mean.get)], "wrong_block": [min(mean, key=mean.get)]}

@@ -103,10 +103,10 @@ def _source(config: Config, task: str, method: str) -> dict:
 
 def _same_source(path: Path, found: dict, wanted: dict) -> None:
     for key in ("settings", "steps", "evaluation", "base"):
-        if key in wanted and found[key] != wanted[key]:
+        if key in wanted and found.get(key) != wanted[key]:
             raise InputError(
-                f"{path}: of a run with other `{key}` ({found[key]}, here {wanted[key]}), which no table may mix; delete the "
-                "file and collect the run again, or use its configuration and base model"
+                f"{path}: of a run with other `{key}` ({found.get(key)}, here {wanted[key]}), which no table may mix; delete "
+                "the file and collect the run again, or use its configuration and base model"
             )
 
 
