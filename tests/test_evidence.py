@@ -154,7 +154,7 @@ def test_runs_that_cannot_be_compared_are_refused(
 def test_one_seed_is_no_evidence(results: Path, page: Path, tmp_path: Path):
     for path in (results / "data").glob("*seed0*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match="no method of `evidence-miniature` with two seeds"):
         data.read(_config(results), tmp_path)
 
 

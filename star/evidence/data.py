@@ -159,6 +159,11 @@ def read(config: Config, folder: Path) -> Data:
         if file_of(folder, task, method, seed).is_file():
             there.setdefault((task, method), []).append(seed)
     there = {of: seeds for of, seeds in there.items() if len(seeds) > 1}
+    if not there:
+        raise InputError(
+            f"{folder}: no method of `{config.experiment}` with two seeds in it; finish more runs, and collect them with "
+            f"`star evidence --collect --data {folder}`"
+        )
     measured = _narrowed(config, there)
     frames: dict[str, list[pd.DataFrame]] = {part: [] for part in _PARTS}
     machines, first, base = {}, {}, {}
