@@ -1,7 +1,7 @@
 """Several processes as one training: each samples and updates with its share, and no number depends on how many there are.
 
-`accelerate launch` and `torchrun` say in the environment how many there are and which one this is. Exchanges are small and few an
-epoch, so all of them go through host memory (gloo); a sharded base moves its weights where they live (NCCL on GPUs).
+`accelerate launch` and `torchrun` say in the environment how many there are and which one this is. Exchanges are small and few
+an epoch, so all of them go through host memory (gloo); a sharded base moves its weights where they live (NCCL on GPUs).
 
 Shapes: B rollouts of the epoch, R rollouts held by this process.
 """
@@ -21,7 +21,7 @@ from star.errors import InputError, Preempted
 
 
 class Processes:
-    """The processes of this training, `count` in all; this one is `rank`. One process needs no launcher and exchanges nothing."""
+    """The processes of this training, `count` in all; this one is `rank`. One alone needs no launcher and exchanges nothing."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -87,7 +87,9 @@ class Processes:
         parts = self.gather((value_R, row_R))
         return torch.cat([value for value, _ in parts])[np.argsort(np.concatenate([row for _, row in parts]))]
 
-    def exchange(self, tensor_R: torch.Tensor, row_R: np.ndarray, wanted: list[np.ndarray], owner_B: np.ndarray) -> torch.Tensor:
+    def exchange(
+        self, tensor_R: torch.Tensor, row_R: np.ndarray, wanted: list[np.ndarray], owner_B: np.ndarray
+    ) -> torch.Tensor:
         """Rows that this process wants, in the order of `wanted[rank]`, from the processes that hold them.
 
         `row_R` are the rollouts that `tensor_R` holds, `wanted` what every process wants, `owner_B` who holds what.
@@ -102,9 +104,7 @@ class Processes:
         width = max(self.gather(width))  # a process may have nothing to send
         arrived = torch.empty(len(mine) * width, dtype=torch.uint8)
         received = [int((owner_B[mine] == source).sum()) * width for source in range(self.count)]
-        distributed.all_to_all_single(
-            arrived, ours.flatten().view(torch.uint8), received, [len(rows) * width for rows in sent]
-        )
+        distributed.all_to_all_single(arrived, ours.flatten().view(torch.uint8), received, [len(rows) * width for rows in sent])
         rows = np.concatenate([mine[owner_B[mine] == source] for source in range(self.count)])
         there = {row: i for i, row in enumerate(rows.tolist())}
         shaped = arrived.view(tensor_R.dtype).view(len(mine), *tensor_R.shape[1:])
