@@ -164,5 +164,5 @@ def paired_ratio(above: list[float], below: list[float]) -> tuple[float, float, 
     ratio = np.array(above) / np.array(below)
     if len(ratio) == 1:
         return (float(ratio[0]),) * 3
-    low, high = bootstrap((ratio,), np.median, random_state=0).confidence_interval
+    low, high = bootstrap((ratio,), np.median, method="percentile", random_state=0).confidence_interval
     return float(np.median(ratio)), float(low), float(high)

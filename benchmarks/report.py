@@ -1,18 +1,17 @@
 """The numbers of a benchmark: each printed as soon as it is known, all in one table for a file."""
 
 import json
+import math
 import os
 import platform
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from star.errors import InputError
-
-_FORMATS = (".json", ".csv", ".md")
 
 
 def device_name(device: torch.device) -> str:
@@ -25,18 +24,33 @@ def device_name(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def _revision() -> str:
+    """The commit of this checkout, `+` behind it with changes in the code, or unknown outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "status", "--porcelain", "--", ".", "../star", "../config"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+" if changed.stdout else "")
+
+
 class Report:
-    """Measured numbers, and what they were measured on; `out` is written anew with each of them. Raises InputError."""
+    """Measured numbers, and what they were measured on; `out`.md and `out`.json are written anew with each of them.
+
+    Raises InputError when `out`'s folder does not exist.
+    """
 
     def __init__(self, out: Path | None, device: torch.device) -> None:
-        if out is not None and (out.suffix not in _FORMATS or not out.parent.is_dir()):
-            raise InputError(f"--out: {out} should be a {', '.join(_FORMATS)} file in a folder that exists")
+        if out is not None and not out.parent.is_dir():
+            raise InputError(f"--out: the folder {out.parent} does not exist; make it first")
         self.out, self.rows = out, []
         self.about = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
             "device": device_name(device),
             "torch": torch.__version__,
             "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+            "revision": _revision(),
+            "load": _load(),
         }
         self.say(*(f"{name:<9}{value}" for name, value in self.about.items()))
 
@@ -48,26 +62,37 @@ class Report:
     def add(
         self, name: str, value: float, unit: str, interval: tuple | None = None, n: int | None = None, note: str = ""
     ) -> None:
-        """A number, with its 95 % interval (low, high) where it has one, from `n` measurements."""
+        """A number, with its 95 % interval (low, high) where it has one, from `n` measurements; nan is said, not kept."""
+        if math.isnan(value):
+            self.say(f"{name}: cannot be measured here")
+            return
         low, high = interval or (None, None)
         self.rows.append({"name": name, "value": value, "low": low, "high": high, "unit": unit, "n": n, "note": note})
         spread = "" if interval is None else f" [{low:.3f}, {high:.3f}]"
         self.say(f"{name:<44} {value:>10.4g}{spread} {unit}" + (f"  ({note})" if note else ""))
-        self.write()
+        if self.out is not None:
+            _write(self.out.with_name(f"{self.out.name}.md"), self.markdown())
+            numbers = {"about": self.about, "numbers": self.rows}
+            _write(self.out.with_name(f"{self.out.name}.json"), json.dumps(numbers, indent=1, allow_nan=False) + "\n")
 
-    def write(self) -> None:
-        """Write what is known so far, whole or not at all."""
-        if self.out is None:
-            return
-        table = pd.DataFrame(self.rows)
-        if self.out.suffix == ".json":
-            text = json.dumps({"about": self.about, "numbers": self.rows}, indent=1, allow_nan=False) + "\n"
-        elif self.out.suffix == ".csv":
-            text = table.assign(**self.about).to_csv(index=False)
-        else:
-            about = "\n".join(f"- {name}: `{value}`" for name, value in self.about.items())
-            shown = table.assign(value=table["value"].map("{:.4g}".format)).fillna("")
-            text = f"{about}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
-        draft = self.out.with_name(f".{self.out.name}.{os.getpid()}")
-        draft.write_text(text)
-        draft.replace(self.out)
+    def markdown(self) -> str:
+        """What was measured on, and a table of the numbers."""
+        lines = [f"- {name}: `{value}`" for name, value in self.about.items()]
+        lines += ["", "| what | value | 95 % interval | unit | n | note |", "|---|---|---|---|---|---|"]
+        for row in self.rows:
+            interval = "" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
+            cells = (row["name"], f"{row['value']:.4g}", interval, row["unit"], row["n"] or "", row["note"])
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def _load() -> str:
+    """How many processes wanted a core in the last minute, where the system tells."""
+    return f"{os.getloadavg()[0]:.1f} processes at the start" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(file)

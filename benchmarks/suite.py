@@ -107,13 +107,19 @@ def report_method(
         report.add(f"{method}: update, share with recomputation", again / parts["update"] / rate, "", n=n)
 
 
+def report_more(report: Report, name: str, star: list[float], scalar: list[float]) -> None:
+    """How much longer STAR takes than the scalar method."""
+    more = [100 * (ratio - 1) for ratio in measure.paired_ratio(star, scalar)]
+    report.add(f"STAR over scalar, {name}", more[0], "% more", (more[1], more[2]), n=len(star), note="epochs of a turn paired")
+
+
 def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | None) -> None:
     """Measure everything and report it, what is quick first."""
     began, batch = time.perf_counter(), work.settings["star"].rollout.batch
     report.add("matrix rate, at the start", matrix_rate(work) / 1e12, "TFLOP/s", note=work.settings["star"].policy.precision)
     flops = measure.image_flops(work.policy, work.policy.encode(work.records[:1]), work.empty)
     for name, value in vars(flops).items():
-        report.add(f"{name} of an image", value / 1e12, "TFLOP")
+        report.add(f"{name} of an image", value / 1e9, "GFLOP")
     report_memory(report, work)
     epochs, alone, rates = take_turns(report, work, repeats, minutes, began)
     n, rate = len(alone), float(np.median(rates))
@@ -124,11 +130,15 @@ def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | N
         report_method(report, work, method, epochs[method], flops, rate, paper)
     seconds = {method: [m.total() for m in epochs[method]] for method in METHODS}
     for name, above, below in (
-        ("star / flow_grpo, seconds", "star", "flow_grpo"),
-        ("flow_grpo / plain, images a second", "plain", "flow_grpo"),
-        ("star / plain, images a second", "plain", "star"),
+        ("flow_grpo over plain, images a second", "plain", "flow_grpo"),
+        ("star over plain, images a second", "plain", "star"),
     ):
         ratio, *interval = measure.paired_ratio(seconds[above], seconds[below])
-        report.add(name, ratio, "", tuple(interval), n=n)
+        report.add(name, ratio, "times", tuple(interval), n=n)
+    report_more(report, "whole epoch", seconds["star"], seconds["flow_grpo"])
+    for part in ("rollout", "update"):
+        report_more(report, part, *([m.seconds[part] for m in epochs[method]] for method in ("star", "flow_grpo")))
+    maps = [m.seconds["maps"] / whole for m, whole in zip(epochs["star"], seconds["star"], strict=True)]
+    report.add("star: maps after the rollout, share of an epoch", 100 * float(np.median(maps)), "%", n=n)
     peak = {method: max(max(m.peak.values()) for m in epochs[method]) for method in METHODS}
-    report.add("star / flow_grpo, peak memory", peak["star"] / peak["flow_grpo"], "", n=n)
+    report.add("STAR over scalar, peak memory", 100 * (peak["star"] / peak["flow_grpo"] - 1), "% more", n=n)

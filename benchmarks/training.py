@@ -1,7 +1,7 @@
 """What training costs, measured in one process: its parts, STAR over scalar, against plain Flow-GRPO, against the matrix rate.
 
     python benchmarks/training.py                                      # the miniature, on a CPU
-    python benchmarks/training.py --size sd35-medium --out gpu.md      # true size, random weights, CUDA: about ten minutes
+    python benchmarks/training.py --size sd35-medium --out gpu         # true size, random weights, CUDA: about ten minutes
     python benchmarks/training.py --size sd35-medium --layers 2 --device cpu --resolution 128 --batch 2 --repeats 1
                                                                        # the same code on a small machine
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="depth of sd35-medium's networks (default: 24, all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda at sd35-medium, else cpu")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the configuration")
-    parser.add_argument("--out", type=Path, help="also write the numbers: .json, .csv or .md")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="also write NAME.md and NAME.json")
     args = parser.parse_args(argv)
     _quiet_libraries()
     torchvision_schemas.declare()

@@ -1,5 +1,6 @@
 """The benchmark's own yardsticks: plain Flow-GRPO equals our trainer, counted FLOPs equal a closed form, refusals."""
 
+import json
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -120,7 +121,6 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
         epoch=1,
         expect_ratio_one=False,
     )
-    print({k: row[k] for k in row})
     with flow_grpo.stock_attention(policy.transformer):
         found = plain.update(theirs, torch.from_numpy(advantage_B).float(), trained, learner.optimizer)
     assert 0 < row["clip_fraction"] < 1 and row["kl"] > 0
@@ -128,3 +128,111 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
         assert value == pytest.approx(row[name], rel=1e-4), name
     mine, plains = gradients
     torch.testing.assert_close(plains, mine, rtol=1e-3, atol=1e-4 * mine.abs().max().item())
+
+
+def _linear(tokens: int, inner: int, outer: int) -> int:
+    return 2 * tokens * inner * outer
+
+
+def _attention(tokens: int, width: int) -> int:
+    return 2 * 2 * tokens**2 * width
+
+
+@torch.no_grad()
+def test_counted_flops_equal_a_closed_form() -> None:
+    """SD3.5's transformer: three joint blocks, the first with a second attention, the last without text output."""
+    width, heads, text_width, pooled_width, channels, patch, side, text = 32, 4, 24, 20, 4, 2, 12, 7
+    model = SD3Transformer2DModel(
+        sample_size=side,
+        patch_size=patch,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=3,
+        attention_head_dim=width // heads,
+        num_attention_heads=heads,
+        caption_projection_dim=width,
+        joint_attention_dim=text_width,
+        pooled_projection_dim=pooled_width,
+        pos_embed_max_size=side,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    image = (side // patch) ** 2
+
+    def block(dual: bool, last: bool) -> int:
+        modulation = _linear(1, width, (9 if dual else 6) * width) + _linear(1, width, (2 if last else 6) * width)
+        projections = 4 * _linear(image, width, width) + (3 if last else 4) * _linear(text, width, width)
+        feed_forward = 2 * _linear(image + (0 if last else text), width, 4 * width)
+        second = 4 * _linear(image, width, width) + _attention(image, width) if dual else 0
+        return modulation + projections + _attention(image + text, width) + feed_forward + second
+
+    pixels = channels * patch**2
+    ends = _linear(image, pixels, width) + _linear(text, text_width, width) + _linear(image, width, pixels)
+    ends += _linear(1, 256, width) + _linear(1, pooled_width, width) + 2 * _linear(1, width, width)
+    ends += _linear(1, width, 2 * width)
+    expected = block(dual=True, last=False) + block(dual=False, last=False) + block(dual=False, last=True) + ends
+
+    def forward() -> None:
+        model(
+            hidden_states=torch.randn(1, channels, side, side),
+            encoder_hidden_states=torch.randn(1, text, text_width),
+            pooled_projections=torch.randn(1, pooled_width),
+            timestep=torch.tensor([500.0]),
+        )
+
+    assert measure.count(forward) == expected
+
+
+def test_counted_flops_of_attention_have_its_backward_pass() -> None:
+    """Two products forward; five backward, for the scores are computed again."""
+    q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+    both = measure.count(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward())
+    assert both == 7 * 2 * 2 * 16**2 * 8
+
+
+def test_the_true_size_is_the_published_one() -> None:
+    """transformer/diffusion_pytorch_model.safetensors of Stable Diffusion 3.5 Medium has 4.94 GB in 16 bits."""
+    with torch.device("meta"):
+        stored = sd35_medium.transformer().state_dict().values()
+    assert sum(2 * t.numel() for t in stored) == pytest.approx(4.94e9, rel=2e-3)
+
+
+def test_paired_ratios_ignore_what_slows_both() -> None:
+    slow = np.array([1.0, 3.0, 2.0, 7.0, 1.5])
+    assert measure.paired_ratio(list(1.25 * slow), list(slow)) == pytest.approx((1.25, 1.25, 1.25))
+
+
+def test_the_script_runs_and_its_table_adds_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = ["rollout.groups=2", "rollout.group_size=4", "rollout.batch=4"]
+    arguments = [argument for change in small for argument in ("--set", change)]
+    assert training.main(["--repeats", "1", "--out", str(tmp_path / "bench"), *arguments]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    numbers = {row["name"]: row["value"] for row in report["numbers"]}
+    for method in ("flow_grpo", "star", "plain"):
+        seconds = sum(
+            r["value"] for r in report["numbers"] if r["unit"] == "s an epoch" and r["name"].startswith(f"{method}: ")
+        )
+        assert numbers[f"{method}: images a second"] == pytest.approx(8 / seconds)
+    for method in ("flow_grpo", "star"):
+        assert numbers[f"{method}: largest ratio off 1"] == 0
+    rates = {method: numbers[f"{method}: images a second"] for method in ("flow_grpo", "star")}
+    more = 100 * (rates["flow_grpo"] / rates["star"] - 1)
+    assert numbers["STAR over scalar, whole epoch"] == pytest.approx(more)
+    table = (tmp_path / "bench.md").read_text()
+    assert all(f"| {name} | {value:.4g} |" in table for name, value in numbers.items())
+    assert set(report["about"]) == {"command", "device", "torch", "date", "revision", "load"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--layers", "2"], "--layers"),
+        (["--size", "sd35-medium", "--layers", "1"], "--layers"),
+        (["--repeats", "0"], "--repeats"),
+        (["--set", "rollout.groops=2"], "groops"),
+        (["--out", "/does/not/exist/bench"], "--out"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert training.main(arguments) == 2
+    assert named in capfd.readouterr().err
