@@ -5,12 +5,14 @@ PickScore's CLIP-H. Only the tokenizers are the miniature's (small vocabularies,
 `layers` cuts the depth of every network, so that the same code runs on a small machine.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -135,7 +137,11 @@ def pipeline(dtype: torch.dtype, device: torch.device, layers: int = LAYERS) -> 
 
 
 def save_pickscore(folder: Path, device: torch.device, layers: int = LAYERS) -> None:
-    """PickScore's model, CLIP ViT-H/14, but for the vocabulary: a folder that the scorer loads; float16, 2 GB at full depth."""
+    """PickScore's model, CLIP ViT-H/14, but for the vocabulary: a folder that the scorer loads; float16, 2 GB at full depth.
+
+    No random model passes the scorer's golden pictures, and its scores mean nothing: the folder brings one of its own, two
+    captions in the order that this model gives them.
+    """
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     tokenizer.model_max_length = _CLIP_TOKENS
@@ -146,4 +152,16 @@ def save_pickscore(folder: Path, device: torch.device, layers: int = LAYERS) -> 
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
+    images = CLIPImageProcessorPil()
+    images.save_pretrained(folder)
+    picture = Image.new("RGB", (224, 224), "white")
+    captions = ["a red circle", "a blue square and a green triangle"]
+    seen = images(picture, return_tensors="pt")["pixel_values"].to(device, torch.float16)
+    read = tokenizer(captions, padding="max_length", return_tensors="pt").to(device)
+    with torch.no_grad():
+        first, second = model(pixel_values=seen, **read).logits_per_image[0].tolist()
+    better, worse = captions if first > second else captions[::-1]
+    golden = folder / "golden"
+    golden.mkdir()
+    picture.save(golden / "0.png")
+    (golden / "captions.jsonl").write_text(json.dumps({"file": "0.png", "prompt": better, "worse": worse}) + "\n")

@@ -17,6 +17,7 @@ from star import config as configuration
 from star import prompts
 from star.config import RunSettings
 from star.policy.generator import Generator
+from star.scoring.pickscore import PickScorer
 from star.training.learner import Learner
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
@@ -195,6 +196,14 @@ def test_the_true_size_is_the_published_one() -> None:
     with torch.device("meta"):
         stored = sd35_medium.transformer().state_dict().values()
     assert sum(2 * t.numel() for t in stored) == pytest.approx(4.94e9, rel=2e-3)
+
+
+def test_the_true_size_reward_passes_the_scorers_own_checks(tmp_path: Path) -> None:
+    sd35_medium.save_pickscore(tmp_path, torch.device("cpu"), layers=2)
+    config = configuration.load(ROOT / "config/sd35-medium.yaml", ["scorers.device=cpu"])
+    folder = {"pickscore_model": str(tmp_path), "pickscore_processor": str(tmp_path)}
+    scorer = PickScorer(config.scorers.model_copy(update=folder))
+    assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a dog"}])[0]["reward"])
 
 
 def test_paired_ratios_ignore_what_slows_both() -> None:
