@@ -160,7 +160,7 @@ def image_flops(policy: Generator, prompt: Encoded, empty: Encoded | None) -> Im
 
 
 def paired_ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
-    """Median of the ratios of pairs and its 95 % bootstrap interval; a single pair has none but itself."""
+    """Median of the ratios of pairs and its 95 % bootstrap interval; that of a single pair is the pair itself."""
     ratio = np.array(above) / np.array(below)
     if len(ratio) == 1:
         return (float(ratio[0]),) * 3

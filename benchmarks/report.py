@@ -66,6 +66,7 @@ class Report:
         if math.isnan(value):
             self.say(f"{name}: cannot be measured here")
             return
+        interval = None if n == 1 else interval  # one measurement has no spread
         low, high = interval or (None, None)
         self.rows.append({"name": name, "value": value, "low": low, "high": high, "unit": unit, "n": n, "note": note})
         spread = "" if interval is None else f" [{low:.3f}, {high:.3f}]"
