@@ -83,7 +83,7 @@ def miniature(config: Config, count: int) -> Iterator[tuple]:
     ):
         scorer, (images, records) = make_scorer(task, scorers), rendered(config, task, count)
         scorer(images[:4], records[:4])  # warm up
-        yield name, f"{count} pictures, 64 px", *timed(lambda s=scorer, i=images, r=records: s(i, r), count)
+        yield name, f"{count} pictures of 64 px", *timed(lambda s=scorer, i=images, r=records: s(i, r), count)
 
 
 def mask2former(folder: Path) -> str:
@@ -126,7 +126,7 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     images = [
         np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((SIDE // 8, SIDE // 8, 1))).astype(np.uint8) for _ in range(count)
     ]
-    on = f"{count} pictures, {SIDE} px"
+    on = f"{count} picture{'s' * (count > 1)} of {SIDE} px"
 
     detector = Mask2Former(Scorers(detector_model=mask2former(folder / "detector"), device="cpu"))
     yield "GenEval, Mask2Former Swin-S", on, *timed(lambda: detector.detect(images), count)
@@ -138,7 +138,7 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     objects = [(image, Detection("dog", (64.0, 64.0, 448.0, 448.0), 1.0, mask)) for image in images]
     one = timed(lambda: colors(objects[:1]), 1)
     yield "GenEval, the first colour of a class (30 texts), CLIP ViT-L/14", "1 object", *one
-    yield "GenEval, a colour, CLIP ViT-L/14", f"{count} objects", *timed(lambda: colors(objects), count)
+    yield "GenEval, a colour, CLIP ViT-L/14", f"{count} object{'s' * (count > 1)}", *timed(lambda: colors(objects), count)
 
     text, vision = _tower(1024, 24, 16, hidden_act="gelu"), _tower(1280, 32, 16, hidden_act="gelu", patch_size=14)
     huge = clip(folder / "huge", text, vision, 1024)
