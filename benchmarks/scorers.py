@@ -5,14 +5,13 @@
 Prints the tables of docs/scorers.md in Markdown. Scorers run in one thread, as in the workers of a training. The miniature's
 run on rendered pictures of its test prompts. The published models are built at their true size with random weights (no result
 means anything, the work is the same) and go through the same loaders; --true-size 0 leaves them out, each needs up to 8 GB of
-memory and 4 GB under TMPDIR. The share is measured in epochs of `star` that do the same work three times: the sampling waits
+memory and 2 GB under TMPDIR. The share is measured in epochs of `star` that do the same work three times: the sampling waits
 for every score, a thread scores beside it (scorers.workers 0), a process does (1). Source: ours.
 """
 
 import argparse
 import datetime
 import itertools
-import json
 import os
 import platform
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from sd35_medium import save_pickscore
 from tqdm import tqdm
 from transformers import (
     CLIPConfig,
@@ -140,25 +139,11 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     yield "GenEval, the first colour of a class (30 texts), CLIP ViT-L/14", "1 object", *one
     yield "GenEval, a colour, CLIP ViT-L/14", f"{count} object{'s' * (count > 1)}", *timed(lambda: colors(objects), count)
 
-    text, vision = _tower(1024, 24, 16, hidden_act="gelu"), _tower(1280, 32, 16, hidden_act="gelu", patch_size=14)
-    huge = clip(folder / "huge", text, vision, 1024)
-    scorer = PickScorer(Scorers(pickscore_model=_with_golden(huge), pickscore_processor=huge, device="cpu"))
+    huge = folder / "huge"
+    save_pickscore(huge, torch.device("cpu"))
+    scorer = PickScorer(Scorers(pickscore_model=str(huge), pickscore_processor=str(huge), device="cpu"))
     asked = [{"prompt": f"picture {i}"} for i in range(count)]
     yield "PickScore, CLIP ViT-H/14, one prompt a picture", on, *timed(lambda: scorer(images, asked), count)
-
-
-def _with_golden(folder: str) -> str:
-    """A random model's own preference between two captions becomes its golden answer, or the guard would stop it."""
-    golden, picture, captions = Path(folder, "golden"), np.zeros((224, 224, 3), np.uint8), ["one", "other"]
-    tokens = CLIPTokenizer.from_pretrained(folder)(captions, padding="max_length", return_tensors="pt")
-    pixels = CLIPImageProcessorPil.from_pretrained(folder)([picture], return_tensors="pt", input_data_format="channels_last")
-    with torch.no_grad():
-        scores = CLIPModel.from_pretrained(folder).eval()(**tokens, **pixels).logits_per_image[0]
-    worse, prompt = (captions[i] for i in scores.argsort().tolist())
-    golden.mkdir()
-    Image.fromarray(picture).save(golden / "0.png")
-    (golden / "captions.jsonl").write_text(json.dumps({"file": "0.png", "prompt": prompt, "worse": worse}) + "\n")
-    return folder
 
 
 class Waiting:

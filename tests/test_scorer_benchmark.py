@@ -1,16 +1,12 @@
 """The scorers' benchmark: its two tables on a little work, and that a score which is waited for counts as such."""
 
-import importlib.util
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-
-SPEC = importlib.util.spec_from_file_location("scorers_benchmark", "benchmarks/scorers.py")
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
+import scorers as benchmark
 
 
 def test_prints_a_row_for_each_of_the_miniatures_scorers(capsys: pytest.CaptureFixture) -> None:
