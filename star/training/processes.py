@@ -87,7 +87,9 @@ class Processes:
         parts = self.gather((value_R, row_R))
         return torch.cat([value for value, _ in parts])[np.argsort(np.concatenate([row for _, row in parts]))]
 
-    def exchange(self, tensor_R: torch.Tensor, row_R: np.ndarray, wanted: list[np.ndarray], owner_B: np.ndarray) -> torch.Tensor:
+    def exchange(
+        self, tensor_R: torch.Tensor, row_R: np.ndarray, wanted: list[np.ndarray], owner_B: np.ndarray
+    ) -> torch.Tensor:
         """Rows that this process wants, in the order of `wanted[rank]`, from the processes that hold them.
 
         `row_R` are the rollouts that `tensor_R` holds, `wanted` what every process wants, `owner_B` who holds what.
@@ -102,9 +104,7 @@ class Processes:
         width = max(self.gather(width))  # a process may have nothing to send
         arrived = torch.empty(len(mine) * width, dtype=torch.uint8)
         received = [int((owner_B[mine] == source).sum()) * width for source in range(self.count)]
-        distributed.all_to_all_single(
-            arrived, ours.flatten().view(torch.uint8), received, [len(rows) * width for rows in sent]
-        )
+        distributed.all_to_all_single(arrived, ours.flatten().view(torch.uint8), received, [len(rows) * width for rows in sent])
         rows = np.concatenate([mine[owner_B[mine] == source] for source in range(self.count)])
         there = {row: i for i, row in enumerate(rows.tolist())}
         shaped = arrived.view(tensor_R.dtype).view(len(mine), *tensor_R.shape[1:])

@@ -1,6 +1,7 @@
 rule score:
     input:
         f"{RUN}/samples/step{{step}}/prompts.jsonl",
+        fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task, "pickscore"),  # the guards look with PickScore
     output:
         scores=f"{RUN}/scores/step{{step}}.jsonl",

@@ -3,6 +3,7 @@ rule train:
     # are declared; metrics.jsonl and checkpoints/ lie beside them, and a rerun continues from there (`--start-over`: unless
     # they belong to other settings).
     input:
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/train.jsonl",
         policy=weights(CONFIG.policy.model),
         scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].reward),
@@ -20,16 +21,18 @@ rule train:
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
-    threads: 8 if GPUS else 1
+    threads: (8 if GPUS else 1) * CONFIG.compute.processes // CONFIG.compute.machines
     resources:
-        mem_mb=64000 if GPUS else 3000,
+        mem_mb=lambda wildcards, threads: threads * (8000 if GPUS else 3000),
         runtime=2880 if GPUS else 120,
-        gpu=GPUS,
+        gpu=GPUS * CONFIG.compute.processes,
+        nodes=CONFIG.compute.machines,
     conda:
         "../../envs/star.yaml"
     message:
         "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
     shell:
-        "{STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
+        # SIGTERM reaches the shell too. Without the trap it would end there and then, and with it, unfinished, the training.
+        "trap : TERM; {STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
         "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
         "sha256sum {params.adapters} > {output}"
