@@ -21,7 +21,8 @@ from star.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GATED = "acme/gated"
+GATED, DECOY = "acme/gated", b"not to be fetched"
+NOWHERE = "http://127.0.0.1:9"
 LOCAL_BASE = ("policy.model=resources/miniature/base",)
 
 
@@ -88,13 +89,13 @@ def hub(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "base/text_encoder/pytorch_model.bin",
         "base/vae/diffusion_pytorch_model.fp16.safetensors",
     ):
-        (place / decoy).write_bytes(b"not to be fetched")
+        (place / decoy).write_bytes(DECOY)
     for decoy in ("score/open_clip_model.safetensors", "score/pytorch_model.bin", "score/README.md"):
-        (place / decoy).write_bytes(b"not to be fetched")
+        (place / decoy).write_bytes(DECOY)
     with Hub() as server:
         server.folders = {"acme/base": base, GATED: base, "acme/score": score, "acme/pickle": place / "pickle"}
         (place / "pickle").mkdir()
-        (place / "pickle/pytorch_model.bin").write_bytes(b"not to be fetched")
+        (place / "pickle/pytorch_model.bin").write_bytes(DECOY)
         (place / "pickle/config.json").write_text("{}")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -128,12 +129,15 @@ class Machine:
         return self.python("-m", "star.cli", "fetch", "--config", str(self.config), *options, **environment)
 
 
-LOAD = """
+OFFLINE = """
 import sys
 from pathlib import Path
+from star import cli
 from star.config import load
 from star.policy.generator import load_pipeline
 from star.scoring.pickscore import PickScorer
+
+cli.main(["fetch", "--config", sys.argv[1]])
 config = load(Path(sys.argv[1]))
 load_pipeline(config.policy), PickScorer(config.scorers)
 """
@@ -144,51 +148,44 @@ def test_what_was_fetched_loads_without_a_network_and_nothing_else_was_fetched(h
     done = machine.fetch()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == [
-        "policy.model",
-        "scorers.pickscore_model",
-        "scorers.pickscore_processor",
-    ]
-    assert f"acme/base@{COMMIT}" in lines[0]
+    keys = ["policy.model", "scorers.pickscore_model", "scorers.pickscore_processor"]
+    assert [line.split(":")[0] for line in lines] == keys and f"acme/base@{COMMIT}" in lines[0]
     cached = [f for f in (tmp_path / "cache/hub").rglob("snapshots/**/*") if f.is_file()]
-    assert len(cached) > 10 and not any(f.read_bytes() == b"not to be fetched" for f in cached)
+    assert len(cached) > 10 and not any(f.read_bytes() == DECOY for f in cached)
 
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
-    loaded = machine.python("-c", LOAD, str(machine.config), **nowhere)
-    assert loaded.returncode == 0, loaded.stderr
-    checked = machine.fetch(**nowhere)
-    assert checked.returncode == 0 and checked.stdout == done.stdout, checked.stderr
+    nowhere = {"HF_ENDPOINT": NOWHERE, "HF_HUB_OFFLINE": "1"}
+    loaded = machine.python("-c", OFFLINE, str(machine.config), **nowhere)
+    assert loaded.returncode == 0 and loaded.stdout == done.stdout, loaded.stderr
 
-    weights = next(f for f in cached if f.name == "model.safetensors" and "score" in str(f))
-    weights.unlink()
+    next(f for f in cached if f.name == "model.safetensors" and "acme--score" in str(f)).unlink()
     incomplete = machine.fetch(*LOCAL_BASE, **nowhere)
     assert incomplete.returncode == 2 and "not whole in the cache" in incomplete.stderr
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ([f"policy.model={GATED}"], "policy.model: cannot fetch acme/gated: it is gated; accept its licence at"),
-        (["policy.model=acme/nothing"], "check the name"),
-        (["policy.revision=null"], "policy.model: pin the commit"),
-        ([*LOCAL_BASE, f"scorers.pickscore_revision={'f' * 40}"], "has no commit ffff"),
-        (
-            [*LOCAL_BASE, "scorers.pickscore_model=acme/pickle"],
-            "scorers.pickscore_model: acme/pickle has no safetensors weights",
-        ),
-    ],
-)
-def test_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path, overrides: list[str], words: str) -> None:
+SEVERAL = """
+import json, sys
+from star import cli
+
+for overrides in json.loads(sys.argv[2]):
+    code = cli.main(["fetch", "--config", sys.argv[1], *(o for override in overrides for o in ("--set", override))])
+    print(f"exit code {code}", file=sys.stderr)
+"""
+
+
+def test_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    told = {
+        (f"policy.model={GATED}",): f"it is gated; accept its licence at {hub.url}/acme/gated and log in with `hf auth login`",
+        ("policy.model=acme/nothing",): "or it is private; check the name",
+        ("policy.revision=null",): "policy.model: pin the commit",
+        (*LOCAL_BASE, f"scorers.pickscore_revision={'f' * 40}"): "acme/score has no commit ffff",
+        (*LOCAL_BASE, "scorers.pickscore_model=acme/pickle"): "acme/pickle has no safetensors weights",
+    }
     machine = Machine(tmp_path, hub.url)
-    done = machine.fetch(*overrides)
-    *progress, error = done.stderr.splitlines()
-    assert done.returncode == 2 and error.startswith("star fetch: ") and words in error, done.stderr
-    assert all(": fetching acme/" in line for line in progress)
-
-
-def test_without_a_network_the_error_says_so(tmp_path: Path) -> None:
-    done = Machine(tmp_path, "http://127.0.0.1:9").fetch()
-    assert done.returncode == 2 and "out of reach" in done.stderr.splitlines()[-1], done.stderr
+    done = machine.python("-c", SEVERAL, str(machine.config), json.dumps(list(told)))
+    errors = [line for line in done.stderr.splitlines() if ": fetching acme/" not in line]
+    assert errors[1::2] == ["exit code 2"] * len(told), done.stderr
+    for error, words in zip(errors[::2], told.values(), strict=True):
+        assert error.startswith("star fetch: ") and words in error
 
 
 def test_a_configuration_on_this_disk_needs_nothing_and_the_paper_s_needs_these() -> None:
