@@ -70,10 +70,12 @@ class Toy:
         (folder / "star/__init__.py").touch()
         (folder / "star/cli.py").write_text(STAND_IN)
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+    def snakemake(self, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
         snakemake = str(Path(sys.executable).with_name("snakemake"))
         command = [snakemake, "-s", str(ROOT / "Snakefile"), "--configfile", "toy.yaml", "--cores", "2", *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        if path:
+            environment["PATH"] = f"{path}:{environment['PATH']}"
         return subprocess.run(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -170,6 +172,19 @@ def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
     assert toy.planned(*hub)[0] == {}  # fetched again, it is the same
     jobs, _ = toy.planned("--config", "policy={model: acme/base, revision: def}", "--", scores)
     assert jobs == {"fetch": 1, "prompts": 1, "sample": 1, "score": 1}
+
+
+def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
+    conda = toy.folder / "bin/conda"  # answers what a dry run asks
+    conda.parent.mkdir()
+    conda.write_text('#!/bin/sh\necho \'{"conda_version": "24.11.0", "conda_prefix": "/", "get": {}}\'\n')
+    conda.chmod(0o755)
+    for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
+        done = toy.snakemake(
+            "-n", "--forceall", "--sdm", "conda", "--config", f"scorers={{ocr_engine: {engine}}}", path=conda.parent
+        )
+        assert done.returncode == 0, done.stdout
+        assert set(re.findall(r"Conda environment \S*?(\w+)\.yaml will be created", done.stdout)) == environments
 
 
 def test_a_wrong_key_stops_everything_and_is_named(toy: Toy):

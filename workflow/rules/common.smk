@@ -30,6 +30,8 @@ if workflow.deployment_settings.deployment_method:
     ONLINE_STAR = f"PYTHONPATH={workflow.basedir} {ONLINE_STAR}"
 STAR = f"HF_HUB_OFFLINE=1 {ONLINE_STAR}"  # what jobs need from the hub the rule `fetch` has brought
 
+SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
+
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
 
 

@@ -17,7 +17,7 @@ rule fetch:
         mem_mb=2000,
         runtime=720,
     conda:
-        "../../envs/star.yaml"
+        SCORING
     message:
         "Fetching what {EXPERIMENT} needs from the network; progress in {log}"
     shell:

@@ -21,7 +21,7 @@ rule score:
         runtime=240 if GPUS else 60,
         gpu=GPUS,
     conda:
-        "../../envs/star.yaml"
+        SCORING
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
     shell:

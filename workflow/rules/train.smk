@@ -28,7 +28,7 @@ rule train:
         gpu=GPUS * CONFIG.compute.processes,
         nodes=CONFIG.compute.machines,
     conda:
-        "../../envs/star.yaml"
+        SCORING
     message:
         "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
     shell:
