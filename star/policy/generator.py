@@ -113,7 +113,8 @@ class Generator:
             self.transformer.enable_gradient_checkpointing()
         self.record_blocks(self.allocation.blocks)
         if self.compute.compile:
-            self.transformer.compile_repeated_blocks()
+            for block in self.transformer.transformer_blocks:
+                block.compile()
 
     def record_blocks(self, blocks: Sequence[int]) -> None:
         """Choose the blocks whose attention `sample` records. Raises InputError when one does not exist."""
@@ -209,7 +210,8 @@ class Generator:
         latents, log_probs, maps = [x], [], []
         side = self.latent_shape()[1] // self.transformer.config.patch_size
         for t in range(len(schedule)):
-            v = self.velocity(x, schedule.sigma[t].item(), prompt, empty, record)
+            with torch.set_grad_enabled(self.compute.compile):  # compiled, it must be the update's program for a ratio of 1
+                v = self.velocity(x, schedule.sigma[t].item(), prompt, empty, record).detach()
             mean = x_next = step_mean(schedule, t, x, v)
             if schedule.std[t] > 0:
                 x_next = mean + schedule.std[t].item() * noise_BSCHW[:, t + 1].to(self.device)

@@ -76,7 +76,8 @@ def saved_for_backward(policy: Generator, batch: int) -> int:
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(policy.device):
-        weights = {mode.from_tensor(t).untyped_storage()._cdata for t in (*transformer.parameters(), *transformer.buffers())}
+        alive += [mode.from_tensor(t) for t in (*transformer.parameters(), *transformer.buffers())]
+        weights = {t.untyped_storage()._cdata for t in alive}
         core = CoreColumns(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1))
         text = torch.zeros(batch, columns, config.joint_attention_dim)
         prompt = Encoded(text, torch.zeros(batch, config.pooled_projection_dim), core)

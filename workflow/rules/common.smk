@@ -33,6 +33,13 @@ STAR = f"HF_HUB_OFFLINE=1 {ONLINE_STAR}"  # what jobs need from the hub the rule
 SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
 
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
+PROCESSES = CONFIG.compute.processes
+TRAIN = f"{STAR} train"
+if PROCESSES > 1:
+    TRAIN = (
+        f"HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH={workflow.basedir} "
+        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {CONFIG.compute.machines} train"
+    )
 
 
 wildcard_constraints:
@@ -65,6 +72,8 @@ def digest(*sections):
         for key in ("workers", "diversity"):  # how many processes score, and how a guard looks, change no score
             settings["scorers"].pop(key)
         settings["prompts"].pop("mirror")  # holds the same files as the published place
+        for key in ("max_kl", "save_every", "keep_states"):
+            settings["training"].pop(key)
         text = json.dumps([settings[name] for name in sections])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -21,11 +21,11 @@ rule train:
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
-    threads: (8 if GPUS else 1) * CONFIG.compute.processes // CONFIG.compute.machines
+    threads: (8 if GPUS else 1) * PROCESSES // CONFIG.compute.machines
     resources:
-        mem_mb=lambda wildcards, threads: threads * (8000 if GPUS else 3000),
+        mem_mb=(64000 if GPUS else 3000) * PROCESSES // CONFIG.compute.machines,
         runtime=2880 if GPUS else 120,
-        gpu=GPUS * CONFIG.compute.processes,
+        gpu=GPUS * PROCESSES,
         nodes=CONFIG.compute.machines,
     conda:
         SCORING
@@ -33,6 +33,6 @@ rule train:
         "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
     shell:
         # SIGTERM reaches the shell too. Without the trap it would end there and then, and with it, unfinished, the training.
-        "trap : TERM; {STAR} train --config {params.config} --task {wildcards.task} --method {wildcards.method} "
+        "trap : TERM; {TRAIN} --config {params.config} --task {wildcards.task} --method {wildcards.method} "
         "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
         "sha256sum {params.adapters} > {output}"
