@@ -1,4 +1,4 @@
-"""A real SLURM of one node on this machine, in a folder of its own, for as long as a `with` block or a command.
+"""A real SLURM on this machine, which it takes for two, in a folder of its own, for as long as a `with` block or a command.
 
     python tests/slurm/cluster.py COMMAND ...      # runs COMMAND with sbatch, srun, squeue and scancel on that cluster
 
@@ -20,11 +20,12 @@ from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge")
 DAEMONS = ("munged", "slurmctld", "slurmd")
-GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # stand-ins: SLURM counts and hands out device files
+NODES = ("node1", "node2")
+GPUS = ("/dev/null", "/dev/zero")  # of each node; stand-ins: SLURM counts and hands out device files
 _STARTED, _STOPPED = 60, 10  # seconds; SLURM itself kills what SIGTERM does not end in 30
 
 # Partition `gpu` is that of workflow/profiles/slurm; jobs of `urgent` take its place, and the displaced job is queued again.
-# config_overrides: the node has the memory and cores written here, whatever the machine has.
+# config_overrides: a node has the memory and cores written here, whatever the machine has.
 CONFIGURATION = """
 ClusterName=star
 SlurmctldHost={host}(127.0.0.1)
@@ -35,13 +36,12 @@ AuthInfo=socket={folder}/munge.socket
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller}
-SlurmdPort={node}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -56,9 +56,9 @@ PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000000 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=gpu Nodes={host} Default=YES State=UP PriorityTier=1
-PartitionName=urgent Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
+{nodes}
+PartitionName=gpu Nodes=ALL Default=YES State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -86,32 +86,33 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _write_configuration(folder: Path) -> None:
-    host, (controller, node) = socket.gethostname().split(".")[0], _free_ports(2)
-    for name in ("state", "spool", "bin"):
+    host = socket.gethostname().split(".")[0]
+    controller, *ports = _free_ports(1 + len(NODES))
+    for name in ("state", "bin", *NODES):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
-    configuration = CONFIGURATION.format(
-        host=host,
-        folder=folder,
-        user=getpass.getuser(),
-        controller=controller,
-        node=node,
-        cpus=os.cpu_count(),
-        gpus=len(GPUS),
+    cores = max(1, os.cpu_count() // len(NODES))
+    nodes = "\n".join(
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} RealMemory=1000000 "
+        f"Gres=gpu:{len(GPUS)} State=UNKNOWN"
+        for node, port in zip(NODES, ports, strict=True)
     )
+    configuration = CONFIGURATION.format(host=host, folder=folder, user=getpass.getuser(), controller=controller, nodes=nodes)
     (folder / "slurm.conf").write_text(configuration)
-    (folder / "gres.conf").write_text("".join(f"NodeName={host} Name=gpu File={file}\n" for file in GPUS))
-    # Snakemake's job steps drop every SLURM_ variable, SLURM_CONF too, before they call srun.
-    srun = folder / "bin/srun"
-    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {_program("srun")} "$@"\n')
-    srun.chmod(0o755)
+    gpus = "".join(f"NodeName={node} Name=gpu File={file}\n" for node in NODES for file in GPUS)
+    (folder / "gres.conf").write_text(gpus)
+    # Snakemake's jobs drop every SLURM_ variable but the job's number, SLURM_CONF too, before they run anything.
+    for name in ("srun", "scontrol", "squeue"):
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {_program(name)} "$@"\n')
+        command.chmod(0o755)
 
 
 @contextmanager
 def _daemon(folder: Path, environment: dict[str, str], name: str, *arguments: str) -> Iterator[None]:
-    with (folder / f"{name}.out").open("w") as out:
+    with (folder / f"{name}.out").open("a") as out:
         command = ["setpriv", "--pdeathsig", "TERM", _program(name), *arguments]
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
@@ -157,8 +158,9 @@ def cluster() -> Iterator[dict[str, str]]:
         stack.enter_context(_daemon(folder, environment, "munged", "--foreground", "--num-threads=2", *files))
         _until((folder / "munge.socket").exists, folder, "munged")
         stack.enter_context(_daemon(folder, environment, "slurmctld", "-D"))
-        stack.enter_context(_daemon(folder, environment, "slurmd", "-D"))
-        _until(lambda: set(printed("sinfo", "--noheader", "--format=%T").split()) == {"idle"}, folder, "the node")
+        for node in NODES:
+            stack.enter_context(_daemon(folder, environment, "slurmd", "-D", "-N", node))
+        _until(lambda: set(printed("sinfo", "--noheader", "--format=%T").split()) == {"idle"}, folder, "a node")
         try:
             yield environment
         finally:

@@ -33,12 +33,12 @@ STAR = f"HF_HUB_OFFLINE=1 {ONLINE_STAR}"  # what jobs need from the hub the rule
 SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
 
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
-PROCESSES = CONFIG.compute.processes
+PROCESSES, MACHINES = CONFIG.compute.processes, CONFIG.compute.machines
 TRAIN = f"{STAR} train"
 if PROCESSES > 1:
     TRAIN = (
         f"HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH={workflow.basedir} "
-        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {CONFIG.compute.machines} train"
+        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {MACHINES} train"
     )
 
 

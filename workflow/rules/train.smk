@@ -21,12 +21,14 @@ rule train:
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
-    threads: (8 if GPUS else 1) * PROCESSES // CONFIG.compute.machines
+    threads: (8 if GPUS else 1) * PROCESSES // MACHINES
     resources:
-        mem_mb=(64000 if GPUS else 3000) * PROCESSES // CONFIG.compute.machines,
+        mem_mb=(64000 if GPUS else 3000) * PROCESSES // MACHINES,
         runtime=2880 if GPUS else 120,
         gpu=GPUS * PROCESSES,
-        nodes=CONFIG.compute.machines,
+        nodes=MACHINES,
+        # The plugin for SLURM runs a job by one srun on one machine, unless it is one that calls srun itself.
+        **({"mpi": "srun", "tasks": MACHINES, "tasks_per_gpu": 0} if MACHINES > 1 else {}),
     conda:
         SCORING
     message:
