@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainings import SMALL, metrics
 
 from star import config as configuration
 from star import prompts
@@ -17,9 +18,6 @@ from star.training import rollout as rolling
 from star.training import trainer, update
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["rollout.steps=3", "rollout.groups=2", "rollout.group_size=4", "rollout.batch=4", "rollout.trained_fraction=0.7"]
-SMALL += ["rollout.window=null", "rollout.window_range=null", "training.epochs=3", "training.checkpoint_every=1"]
-SMALL += ["training.updates_per_epoch=1", "policy.lora={rank: 4, alpha: 8}", "scorers.workers=0"]
 
 
 def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[dict]]:
@@ -28,7 +26,7 @@ def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[d
 
 
 def _epochs(out: Path) -> list[int]:
-    return [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["epoch"] for row in metrics(out)]
 
 
 def _from_second_epoch(function: object, broken: object) -> object:
@@ -141,7 +139,7 @@ def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_ou
 def test_float16_trains_with_a_ratio_of_one_and_keeps_its_scale_in_the_state(random_base: Path, tmp_path: Path) -> None:
     settings, records = _settings(random_base, "policy.precision=float16", "training.epochs=2")
     trainer.train(settings, 0, records, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(tmp_path)
     assert all(row["ratio_max_deviation"] == 0.0 and row["grad_norm"] > 0 for row in rows)
     kept = json.loads((tmp_path / "checkpoints/step2/state/progress.json").read_text())["scaler"]
     assert kept["scale"] == 2**16 and kept["_growth_tracker"] == 2

@@ -1,6 +1,5 @@
-"""Several processes against one: the same numbers, a stopped and a killed process. Launched as the rule does, on the CPU with gloo."""
+"""Several processes against one: the same numbers, a stopped and a killed one. Launched as the rule does, on CPUs."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,22 +12,26 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from trainings import SMALL, metrics, numbers
 
 from star import config as configuration
 from star.training.update import deal, micro_batches
 
 ROOT = Path(__file__).parents[1]
-TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_maps", "seconds_update", "peak_memory_bytes")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 def _command(folder: Path, base: Path, processes: int, method: str, *more: str) -> list[str]:
     """`star train` of three epochs of 4 prompts x 4 images, in batches of 4."""
-    settings = ["rollout.steps=3", "rollout.groups=4", "rollout.group_size=4", "rollout.batch=4", "rollout.trained_fraction=0.7"]
-    settings += ["rollout.window=null", "rollout.window_range=null", "training.epochs=3", "training.checkpoint_every=3"]
-    settings += ["training.updates_per_epoch=2", "training.ema_every=1", "training.keep_states=1", "policy.precision=float32"]
-    settings += ["policy.lora={rank: 4, alpha: 8}", "allocation.blocks=[1, 3]", "scorers.workers=0", f"policy.model={base}"]
+    settings = [
+        *SMALL,
+        "rollout.groups=4",
+        "training.checkpoint_every=3",
+        "training.updates_per_epoch=2",
+        "training.ema_every=1",
+    ]
+    settings += ["training.keep_states=1", "policy.precision=float32", f"policy.model={base}"]
     config = configuration.load(ROOT / "config/miniature.yaml", [*settings, *more])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -50,8 +53,7 @@ def _finish(process: subprocess.Popen) -> str:
 
 
 def _metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+    return numbers(metrics(folder / "run"))
 
 
 def _adapter(folder: Path) -> dict[str, torch.Tensor]:

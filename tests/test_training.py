@@ -1,6 +1,6 @@
 """Training end to end on random weights: ratio, scalar equivalence, determinism, a killed process."""
 
-import json
+import functools
 import os
 import signal
 import subprocess
@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch._dynamo.backends.debugging import aot_eager
+from trainings import SMALL, TIMINGS, metrics, numbers
 
 from star import config as configuration
 from star import prompts
@@ -25,22 +27,6 @@ from star.training.rollout import draw_prompts, epoch_schedule, sample_epoch, tr
 from star.training.update import micro_batches
 
 ROOT = Path(__file__).parents[1]
-TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_maps", "seconds_update", "peak_memory_bytes")
-SMALL = [
-    "rollout.steps=3",
-    "rollout.groups=2",
-    "rollout.group_size=4",
-    "rollout.batch=4",
-    "rollout.trained_fraction=0.7",
-    "rollout.window=null",
-    "rollout.window_range=null",
-    "training.epochs=3",
-    "training.checkpoint_every=1",
-    "training.updates_per_epoch=1",
-    "policy.lora={rank: 4, alpha: 8}",
-    "scorers.workers=0",
-    "allocation.blocks=[1, 3]",
-]
 
 
 def _config(base: Path, *more: str) -> configuration.Config:
@@ -52,11 +38,7 @@ def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
     os.chdir(ROOT)
     settings = configuration.run_settings(config, "pickscore", method)
     trainer.train(settings, 0, prompts.records(config, "pickscore", "train"), out)
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def _numbers(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+    return metrics(out)
 
 
 def _adapter(out: Path, epoch: int) -> dict[str, torch.Tensor]:
@@ -83,7 +65,7 @@ def test_the_uniform_map_is_flow_grpo_bit_for_bit_over_three_epochs(
     random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]
 ) -> None:
     rows = _train(random_base, tmp_path, "uniform", "methods.uniform={allocation: {source: uniform}}")
-    for ours, theirs in zip(_numbers(rows), _numbers(scalar[1]), strict=True):
+    for ours, theirs in zip(numbers(rows), numbers(scalar[1]), strict=True):
         assert {k: ours[k] for k in theirs} == theirs
         assert ours["map_entropy"] == ours["map_effective_area"] == ours["map_localisation"] == pytest.approx(1.0)
     for name, tensor in _adapter(scalar[0], 3).items():
@@ -111,9 +93,9 @@ def test_allocation_changes_the_update_and_not_the_first_rollouts(
 
 
 @pytest.mark.parametrize("method", ["star", "random"])
-def test_two_runs_give_the_same_numbers(random_base: Path, tmp_path: Path, method: str) -> None:
+def test_two_runs_give_the_samenumbers(random_base: Path, tmp_path: Path, method: str) -> None:
     first, second = (_train(random_base, tmp_path / name, method, "training.epochs=2") for name in ("first", "second"))
-    assert _numbers(first) == _numbers(second)
+    assert numbers(first) == numbers(second)
     for name, tensor in _adapter(tmp_path / "first", 2).items():
         assert torch.equal(tensor, _adapter(tmp_path / "second", 2)[name]), name
 
@@ -124,6 +106,23 @@ def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: P
     assert all(row["ratio_max_deviation"] == 0.0 and row["grad_norm"] > 0 for row in rows)
     with pytest.raises(InputError, match=r"rollout\.sampler: cps adds no noise in the last step"):
         _train(random_base, tmp_path / "none", "star", *cps, "rollout.window=1", "rollout.window_range=[0, 3]")
+
+
+def test_compiled_blocks_give_the_numbers_of_the_others(
+    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        traced.append(graph)
+        return aot_eager(graph, inputs)  # forward and backward traced as Inductor gets them, without its compilation
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    rows = _train(random_base, tmp_path / "compiled", "flow_grpo", "compute.compile=true")
+    assert traced
+    assert all(row["ratio_max_deviation"] == 0 for row in rows)
+    for key in ("reward_mean", "policy_loss", "kl", "grad_norm"):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in scalar[1]], rel=1e-4, abs=1e-9), key
 
 
 def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_path: Path) -> None:
@@ -139,7 +138,9 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
         schedule = epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
         with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
             encoded = policy.encode(chosen)
-            found.append(sample_epoch(policy, rollout, schedule, chosen, ids, encoded, None, pool, Processes(), 0, 1, True, None))
+            found.append(
+                sample_epoch(policy, rollout, schedule, chosen, ids, encoded, None, pool, Processes(), 0, 1, True, None)
+            )
     split, whole = found
     torch.testing.assert_close(split.latents_RSCHW, whole.latents_RSCHW, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(split.log_prob_RTHW, whole.log_prob_RTHW, rtol=1e-3, atol=1e-3)
@@ -154,7 +155,9 @@ def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
     policy, ids = Generator(config.policy), [5, 3]
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
     with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
-        found = sample_epoch(policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, False, None)
+        found = sample_epoch(
+            policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, False, None
+        )
     start, following = found.latents_RSCHW[:, 0], found.latents_RSCHW[:, 1]
     assert torch.equal(start[:1].expand(4, -1, -1, -1), start[:4]) and torch.equal(start[4:5].expand(4, -1, -1, -1), start[4:])
     assert not torch.equal(start[0], start[4]) and not torch.equal(following[0], following[1])
@@ -173,8 +176,8 @@ def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert _numbers(rows) == _numbers(scalar[1])
+    rows = metrics(tmp_path / "run")
+    assert numbers(rows) == numbers(scalar[1])
     for name, tensor in _adapter(scalar[0], 3).items():
         assert torch.equal(tensor, _adapter(tmp_path / "run", 3)[name]), name
 
@@ -187,7 +190,7 @@ def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     rows = _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
     assert "step3: damaged" in capsys.readouterr().err
-    assert _numbers(rows) == _numbers(scalar[1])
+    assert numbers(rows) == numbers(scalar[1])
     with pytest.raises(InputError, match="other settings"):
         _train(random_base, tmp_path, "flow_grpo", "training.learning_rate=0.1")
 

@@ -88,8 +88,8 @@ def token_map(
 def moved(map_BThw: torch.Tensor, noise_BThw: torch.Tensor, smooth: bool) -> torch.Tensor:
     """A control: every map keeps its very weights at other places, drawn anew for every rollout and step.
 
-    The order of places is that of standard normal noise: independent (`shuffled`), or a Gaussian field of one token's width (`random`, which
-    looks like a map). Source: method section 4; the field is ours.
+    The order of places is that of standard normal noise: independent (`shuffled`), or a Gaussian field of one token's width
+    (`random`, which looks like a map). Source: method section 4; the field is ours.
     """
     order = (_smooth(noise_BThw, 1.0) if smooth else noise_BThw).flatten(-2).argsort(-1)
     values = map_BThw.flatten(-2).sort(-1).values
@@ -106,7 +106,8 @@ def allocation_map(
     """The weights M of the trained steps, float32 [B, len(trained), H, W], as `allocation` says.
 
     `raw_BTOhw` holds the recorded blocks' maps of all steps; `region_Bhw` the share of every token that true objects cover,
-    which only `source: oracle` needs; `noise_BThw` standard normal noise of the trained steps, which `random` and `shuffled` need.
+    which only `source: oracle` needs; `noise_BThw` standard normal noise of the trained steps, which `random` and `shuffled`
+    need.
     """
     raw_BThw = raw_BTOhw.float().mean(2)
     if allocation.source == "uniform":

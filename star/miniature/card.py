@@ -88,5 +88,5 @@ Test prompts, {config.evaluation.images_per_prompt} images each, Euler ODE, {con
 
 OCR mean {summaries["ocr"]["mean"]:.3f}; PickScore of the miniature's own preference model {summaries["pickscore"]["mean"]:.3f}.
 
-Recipe: `snakemake pretrain_miniature` (star/miniature/pretrain.py); Licence: Apache-2.0, as the project.
+Recipe: `snakemake pretrain_miniature` (star/miniature/pretrain.py). Licence: Apache-2.0, as the project.
 """

@@ -37,7 +37,7 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the base training. The embedded weights came another way: docs/miniature.md tells it."""
+    """Settings of the base training; the embedded weights are what these gave."""
 
     seed: int = 0
     images: int = 65536

@@ -64,8 +64,8 @@ class Learner:
     def step(self, max_norm: float, epoch: int) -> float:
         """One optimizer step on the added gradients, scaled down to `max_norm`; returns their norm before.
 
-        Raises Diverged on a gradient that is not finite, naming the parameter, before the weights are touched. In float16 that first
-        means a loss scale that was too high: the step is left out and the scale halved, down to 1.
+        Raises Diverged on a gradient that is not finite, naming the parameter, before the weights are touched. In float16 that
+        first means a loss scale that was too high: the step is left out and the scale halved, down to 1.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])

@@ -22,16 +22,16 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
         f"epoch    {images} images: {rollout.groups} prompts x {rollout.group_size}; {rollout.steps} denoising steps, "
         f"{trained} of them trained",
         f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",
-        f"update   {training.updates_per_epoch} optimizer step(s) an epoch; for each at most {rounds} micro-batch(es) of {rollout.batch} "
-        f"a process, so {rounds * trained} backward passes are accumulated; groups of equal rewards are dropped",
+        f"update   {training.updates_per_epoch} optimizer step(s) an epoch; for each at most {rounds} micro-batch(es) of "
+        f"{rollout.batch} a process, so {rounds * trained} backward passes add up; groups of equal rewards are dropped",
     ]
 
 
 def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
     """An estimate of what a process needs on its device, GiB, a line each; `policy` has its adapter.
 
-    Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the autoencoder
-    needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
+    Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the
+    autoencoder needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
     """
     pipe, transformer = policy.pipe, policy.transformer
     shared = processes if policy.compute.shard else 1
@@ -41,8 +41,8 @@ def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
     activations = activation_bytes(policy, batch)
     peak = weights + adapter + max(activations, encoders)
     return [
-        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-batch of {batch} "
-        f"{activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
+        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-"
+        f"batch of {batch} {activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
         f"memory   estimated peak of a process {peak / _GIB:.1f} GiB",
     ]
 
@@ -53,7 +53,7 @@ def _bytes(module: nn.Module, trained: bool | None = None) -> int:
 
 
 def activation_bytes(policy: Generator, batch: int) -> int:
-    """Bytes kept between forward and backward pass of a micro-batch; with gradient checkpointing, and one block's own beside."""
+    """Bytes kept between forward and backward pass of a micro-batch; with gradient checkpointing one block's own are added."""
     transformer = policy.transformer
     kept = saved_for_backward(policy, batch)
     if policy.compute.gradient_checkpointing:

@@ -1,7 +1,7 @@
 """Several processes as one training: each samples and updates with its share, and no number depends on how many there are.
 
-`accelerate launch` and `torchrun` say in the environment how many there are and which one this is. Exchanges are small and few an
-epoch, so all of them go through host memory (gloo); a sharded base moves its weights where they live (NCCL on GPUs).
+`accelerate launch` and `torchrun` say in the environment how many there are and which one this is. Exchanges are small and few
+an epoch, so all of them go through host memory (gloo); a sharded base moves its weights where they live (NCCL on GPUs).
 
 Shapes: B rollouts of the epoch, R rollouts held by this process.
 """
@@ -21,7 +21,7 @@ from star.errors import InputError, Preempted
 
 
 class Processes:
-    """The processes of this training, `count` in all; this one is `rank`. One process needs no launcher and exchanges nothing."""
+    """The processes of this training, `count` in all; this one is `rank`. One alone needs no launcher and exchanges nothing."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

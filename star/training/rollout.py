@@ -25,8 +25,8 @@ from star.training.processes import Processes
 class Rollouts:
     """The epoch: prompts (index into the epoch's) and rewards of all rollouts, trajectories of those that this process holds.
 
-    `row_R` has the places of the held ones in the epoch. Trajectories lie on the CPU. `region_Rhw` is the share of every token that
-    the picture's true objects cover, where the world can tell.
+    `row_R` has the places of the held ones in the epoch. Trajectories lie on the CPU. `region_Rhw` is the share of every token
+    that the picture's true objects cover, where the world can tell.
     """
 
     latents_RSCHW: torch.Tensor
@@ -86,7 +86,7 @@ def sample_epoch(
     record_maps: bool,
     region: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Rollouts:
-    """Sample `group_size` images of each of the epoch's prompts and reward them; every process samples its share of the batches.
+    """Sample `group_size` images of each of the epoch's prompts and reward them; every process has its share of the batches.
 
     `records[i]` has index `ids[i]` in the training set, which names its noise. `region` gives the true mask of a picture's
     objects, bool [height, width]. Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.

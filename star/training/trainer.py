@@ -107,7 +107,7 @@ def plan(settings: RunSettings, seed: int, records: list[dict]) -> None:
 
 
 def train(settings: RunSettings, seed: int, records: list[dict], out: Path, start_over: bool = False) -> None:
-    """Train one method on one task into `out`, resuming from its newest checkpoint; in one process or, when launched so, several.
+    """Train one method on one task into `out`, resuming from its newest checkpoint; in as many processes as were launched.
 
     Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
     that do not fit, before any work; RuntimeError when rollout and update disagree; Diverged on numbers that are not finite;

@@ -88,8 +88,8 @@ def update_policy(
 ) -> dict[str, float]:
     """One epoch's optimizer steps; returns means of loss, policy_loss, kl, ratio, approximate KL, clip_fraction, grad_norm.
 
-    `map_RTHW` has the maps of `steps`, `records` and `prompts` the epoch's prompts. The approximate KL to the rollout's policy is
-    mean(ratio - 1 - log ratio).
+    `map_RTHW` has the maps of `steps`, `records` and `prompts` the epoch's prompts. The approximate KL to the rollout's policy
+    is mean(ratio - 1 - log ratio).
 
     Rollouts of zero advantage are dropped. With `expect_ratio_one` every ratio of the first optimizer step must be exactly
     1, else RuntimeError: rollout and update then do not see the same numbers. Raises Diverged on a loss or gradient that is
