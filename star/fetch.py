@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from star import hub
 from star.config import Config
 from star.errors import InputError
 
 _TEXTS = ("*.json", "*.txt", "*.model")
 _MODEL = (*_TEXTS, "model.safetensors", "model-*.safetensors")
-_UNPINNED = ("scorers.detector_model", "scorers.color_model")  # their weights' hash is in the fingerprint of the scores
 _INSTEAD = {"ocr": "set prompts.ocr: generated", "pickscore": "take pickscore out of `tasks`"}
 
 
@@ -42,7 +45,7 @@ def repositories(config: Config) -> list[Repository]:
         named.append(Repository("scorers.detector_model", s.detector_model, s.detector_revision, _MODEL))
     if s.detector != "miniature":
         named.append(Repository("scorers.color_model", s.color_model, s.color_revision, _MODEL))
-    return [r for r in named if r.name.count("/") == 1 and not r.name.startswith((".", "/")) and not Path(r.name).exists()]
+    return [repository for repository in named if hub.is_repository(repository.name)]
 
 
 def _published(config: Config) -> list[tuple[str, str]]:
@@ -69,16 +72,17 @@ def needs(config: Config) -> list[str]:
 def fetch(config: Config) -> Iterator[str]:
     """Bring everything that `config` needs; yields a line for each thing that is there now.
 
-    Raises InputError, with the remedy, when a repository is gated, missing, without safetensors or out of reach.
+    Raises InputError, with the remedy, when a repository is unpinned, gated, missing, without safetensors or out of reach;
+    for an unpinned one before anything is fetched.
     """
+    for key, name, revision, _ in repositories(config):
+        hub.check_pin(name, revision, key)
     for task, file in _published(config):
         from star.prompts import published
 
         published.content(file, config.prompts.mirror, _INSTEAD[task])
         yield f"prompts: {Path(config.prompts.mirror or published.CACHE, file)}"
     for repository in repositories(config):
-        if repository.revision is None and repository.key not in _UNPINNED:
-            raise InputError(f"{repository.key}: pin the commit of {repository.name} (40 hex digits); hub repositories change")
         print(f"{repository.key}: fetching {repository.name}", file=sys.stderr, flush=True)
         folder = _snapshot(repository)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
@@ -90,41 +94,27 @@ def fetch(config: Config) -> Iterator[str]:
         yield f"scorers.ocr_engine: {engines.easyocr(scorers.ocr_mode, scorers.ocr_size, 'cpu', None).fingerprint}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it: diffusers wraps what the hub said."""
-    if error is not None:
-        yield error
-        yield from _causes(error.__cause__)
-        yield from _causes(error.__context__)
-
-
 def _snapshot(repository: Repository) -> Path:
     """The folder of a repository's files in the hub's cache, complete. Raises InputError as `fetch`."""
-    from huggingface_hub import constants, errors, snapshot_download
-
     key, name, revision, files = repository
+    answer = hub.ask(name, revision, "model_index.json" if files is None else "config.json")
+    answered = answer is None or isinstance(answer, HfHubHTTPError)
     try:
-        if files is None:
-            from diffusers import StableDiffusion3Pipeline
-
-            return Path(StableDiffusion3Pipeline.download(name, revision=revision, use_safetensors=True))
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except (OSError, ValueError, errors.HFValidationError) as error:
-        causes = list(_causes(error))
-
-        def said(kind: type) -> bool:
-            return any(isinstance(cause, kind) for cause in causes)
-
-        why = " ".join(str(error).split())[:300]
-        if said(errors.GatedRepoError):
-            why = f"it is gated; accept its licence at {constants.ENDPOINT}/{name} and log in with `hf auth login`"
-        elif said(errors.RevisionNotFoundError):
-            why = f"{constants.ENDPOINT}/{name} has no commit {revision}"
-        elif said(errors.RepositoryNotFoundError):
-            why = f"there is no {constants.ENDPOINT}/{name}, or it is private; check the name, or log in with `hf auth login`"
-        elif said(errors.LocalEntryNotFoundError):
-            why = f"it is not whole in the cache {constants.HF_HUB_CACHE}, and the hub is out of reach; run it with a network"
-        raise InputError(f"{key}: cannot fetch {name}: {why}") from None
+        folder = _download(repository, local_files_only=not answered)
+    except (OSError, ValueError) as error:
+        why = f"cannot be fetched: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"{key}: {name} {hub.refusal(name, revision, answer) or why}") from None
     if files == _MODEL and not any(folder.glob("*.safetensors")):
         raise InputError(f"{key}: {name} has no safetensors weights at {revision}; name a commit that has")
     return folder
+
+
+def _download(repository: Repository, local_files_only: bool) -> Path:
+    _, name, revision, files = repository
+    if files is not None:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=local_files_only))
+    from diffusers import StableDiffusion3Pipeline
+
+    return Path(
+        StableDiffusion3Pipeline.download(name, revision=revision, use_safetensors=True, local_files_only=local_files_only)
+    )

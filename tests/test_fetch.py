@@ -1,4 +1,4 @@
-"""`star fetch` against a hub on loopback that speaks as much of the real one's protocol as its client asks for."""
+"""`star fetch` in processes of its own, against a hub on loopback."""
 
 import json
 import os
@@ -6,75 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from hub_server import COMMIT, Hub
 
 from star import fetch
 from star.config import load
 from star.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GATED, DECOY = "acme/gated", b"not to be fetched"
 NOWHERE = "http://127.0.0.1:9"
 LOCAL_BASE = ("policy.model=resources/miniature/base",)
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves `folders` (repository to folder) at COMMIT; files of GATED to nobody."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.folders: dict[str, Path] = {}
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        api = re.fullmatch(r"/api/models/(\w+/\w+)/(revision|tree)/(\w+)", path)
-        file = re.fullmatch(r"/(\w+/\w+)/resolve/(\w+)/(.+)", path)
-        name, commit = (api or file)[1], (api[3] if api else file[2])
-        if name not in self.server.folders:
-            return self._refuse(404, "RepoNotFound")
-        if commit != COMMIT:
-            return self._refuse(404, "RevisionNotFound")
-        folder = self.server.folders[name]
-        if api:
-            files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files]
-            info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files], "tags": []}
-            return self._send(json.dumps(tree if api[2] == "tree" else info).encode())
-        if name == GATED:
-            return self._refuse(403, "GatedRepo")
-        if not (folder / file[3]).is_file():
-            return self._refuse(404, "EntryNotFound")
-        return self._send((folder / file[3]).read_bytes())
-
-    do_HEAD = do_GET
-
-    def _refuse(self, status: int, code: str) -> None:
-        self._send(b"", status, {"X-Error-Code": code, "X-Error-Message": code})
-
-    def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        marks = {"X-Repo-Commit": COMMIT, "ETag": f'"{sha1(body).hexdigest()}"', "Content-Length": str(len(body))}
-        for key, value in (marks | (headers or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +38,13 @@ def hub(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         (place / decoy).write_bytes(DECOY)
     for decoy in ("score/open_clip_model.safetensors", "score/pytorch_model.bin", "score/README.md"):
         (place / decoy).write_bytes(DECOY)
-    with Hub() as server:
+    (place / "pickle").mkdir()
+    (place / "pickle/pytorch_model.bin").write_bytes(DECOY)
+    (place / "pickle/config.json").write_text("{}")
+    with Hub().running() as server:
         server.folders = {"acme/base": base, GATED: base, "acme/score": score, "acme/pickle": place / "pickle"}
-        (place / "pickle").mkdir()
-        (place / "pickle/pytorch_model.bin").write_bytes(DECOY)
-        (place / "pickle/config.json").write_text("{}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.gated = {GATED}
         yield server
-        server.shutdown()
 
 
 class Machine:
@@ -135,8 +80,11 @@ from pathlib import Path
 from star import cli
 from star.config import load
 from star.policy.generator import load_pipeline
+from star.scoring import golden
 from star.scoring.pickscore import PickScorer
 
+known = golden.preferences("resources/miniature/pickscore")
+golden.preferences = lambda model: known  # the built-in pictures are for PickScore itself
 cli.main(["fetch", "--config", sys.argv[1]])
 config = load(Path(sys.argv[1]))
 load_pipeline(config.policy), PickScorer(config.scorers)
@@ -159,7 +107,7 @@ def test_what_was_fetched_loads_without_a_network_and_nothing_else_was_fetched(h
 
     next(f for f in cached if f.name == "model.safetensors" and "acme--score" in str(f)).unlink()
     incomplete = machine.fetch(*LOCAL_BASE, **nowhere)
-    assert incomplete.returncode == 2 and "not whole in the cache" in incomplete.stderr
+    assert incomplete.returncode == 2 and "acme/score is not whole in the hub cache" in incomplete.stderr
 
 
 SEVERAL = """
@@ -174,9 +122,9 @@ for overrides in json.loads(sys.argv[2]):
 
 def test_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path) -> None:
     told = {
-        (f"policy.model={GATED}",): f"it is gated; accept its licence at {hub.url}/acme/gated and log in with `hf auth login`",
-        ("policy.model=acme/nothing",): "or it is private; check the name",
-        ("policy.revision=null",): "policy.model: pin the commit",
+        (f"policy.model={GATED}",): f"acme/gated is gated; accept its licence at {hub.url}/acme/gated, and with",
+        ("policy.model=acme/nothing",): "acme/nothing is not on the hub, or private; correct the name",
+        ("policy.revision=null",): "policy.revision: pin the commit of acme/base (40 hex digits)",
         (*LOCAL_BASE, f"scorers.pickscore_revision={'f' * 40}"): "acme/score has no commit ffff",
         (*LOCAL_BASE, "scorers.pickscore_model=acme/pickle"): "acme/pickle has no safetensors weights",
     }
@@ -203,6 +151,11 @@ def test_a_configuration_on_this_disk_needs_nothing_and_the_paper_s_needs_these(
 
 
 def test_prompt_files_of_a_mirror_are_checked_before_anything_is_fetched(tmp_path: Path) -> None:
-    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}"])
+    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.detector_revision={COMMIT}"])
     with pytest.raises(InputError, match=re.escape("dataset/ocr/train.txt")):
         next(fetch.fetch(config))
+
+
+def test_an_unpinned_repository_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(InputError, match=r"scorers\.detector_revision: pin the commit of facebook/mask2former"):
+        next(fetch.fetch(load(ROOT / "config/sd35-medium.yaml")))
