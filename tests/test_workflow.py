@@ -212,3 +212,6 @@ def test_every_rule_says_what_it_needs():
     for name, block in rules.items():
         for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):
             assert key in block, f"rule {name} has no {key}"
+        # SCORING is envs/star.yaml or envs/easyocr.yaml; test_config compares both with pyproject.toml.
+        (environment,) = re.findall(r"conda:\n +(\S+)\n", block)
+        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}"
