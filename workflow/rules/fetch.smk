@@ -13,6 +13,7 @@ rule fetch:
     params:
         config=RESOLVED,
     threads: 1
+    retries: 0 # whatever the profile says: what it lacks, a licence say, a person must bring
     resources:
         mem_mb=2000,
         runtime=720,
