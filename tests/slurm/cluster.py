@@ -103,11 +103,10 @@ def _write_configuration(folder: Path) -> None:
     (folder / "slurm.conf").write_text(configuration)
     gpus = "".join(f"NodeName={node} Name=gpu File={file}\n" for node in NODES for file in GPUS)
     (folder / "gres.conf").write_text(gpus)
-    # Snakemake's jobs drop every SLURM_ variable but the job's number, SLURM_CONF too, before they run anything.
-    for name in ("srun", "scontrol", "squeue"):
-        command = folder / "bin" / name
-        command.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {_program(name)} "$@"\n')
-        command.chmod(0o755)
+    # Snakemake's jobs drop every SLURM_ variable but the job's number, SLURM_CONF too, before they call srun.
+    srun = folder / "bin/srun"
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {_program("srun")} "$@"\n')
+    srun.chmod(0o755)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ PATIENCE = 900  # seconds; a busy machine is slow
 class Pipeline:
     """A folder with a smaller config/miniature-quick.yaml, in which Snakemake runs; what it prints goes to snakemake.log."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], machines: int = 1) -> None:
         self.folder, self.environment = folder, environment
         config = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
         resources = str(ROOT / "resources/miniature")
@@ -33,7 +33,9 @@ class Pipeline:
         config["policy"]["model"] = f"{resources}/base"
         config["scorers"] |= {"pickscore_model": f"{resources}/pickscore", "pickscore_processor": f"{resources}/pickscore"}
         config["training"] |= {"epochs": EPOCHS, "checkpoint_every": CHECKPOINT_EVERY}
+        config["rollout"]["batch"] = config["rollout"]["group_size"]
         config["evaluation"] |= {"steps": 2}
+        config["compute"] = {"processes": machines, "machines": machines}
         config["tasks"] = {"ocr": {"reward": {"ocr": 1.0}}}
         config["methods"] = {"star": config["methods"]["star"]}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -89,7 +91,7 @@ class Pipeline:
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """The environment of a cluster of one node."""
+    """The environment of a cluster of two nodes, with half of this machine's cores each."""
     install()
     with cluster() as environment:
         yield environment
@@ -143,10 +145,25 @@ def test_a_preempted_training_is_queued_again_and_goes_on(pipelines: tuple[Pipel
     with submitted.submitting(f"{run}/trained.sha256"):
         submitted.until(lambda: len(submitted.metrics(run)) >= 2)
         job = submitted.training_job()
-        whole_node = f"--ntasks={os.cpu_count()}"
-        submitted.slurm("sbatch", "--partition=urgent", whole_node, "--output=/dev/null", "--wrap", "sleep 1")
+        submitted.slurm("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 1")
         submitted.until(lambda: submitted.slurm("squeue", "--noheader", "--format=%T", f"--job={job}") == "PENDING")
         assert "stopped by SIGTERM in epoch" in submitted.training_log(seed=1)
         submitted.slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # by itself SLURM waits two minutes
     assert len(submitted.metrics(run)) == EPOCHS and f" 0/{EPOCHS} " not in submitted.training_log(seed=1)
     assert submitted.log().count("Trying to restart job") == 1  # the cancelled one: this one was for SLURM to start again
+
+
+def test_a_training_over_two_machines_gives_the_numbers_of_one_and_goes_on_after_scancel(
+    slurm: dict[str, str], pipelines: tuple[Pipeline, Pipeline], tmp_path: Path
+) -> None:
+    over_two, local = Pipeline(tmp_path, slurm, machines=2), pipelines[1]
+    with over_two.submitting(f"{RUN}/trained.sha256"):
+        over_two.until(lambda: len(over_two.metrics(RUN)) >= 2)
+        job = over_two.training_job()
+        assert over_two.slurm("squeue", "--noheader", "--format=%D %N", f"--job={job}") == "2 node[1-2]"
+        over_two.slurm("scancel", job)
+    assert "stopped by SIGTERM in epoch" in over_two.log() and f" 0/{EPOCHS} " not in over_two.training_log(seed=0)
+    ours, theirs = over_two.metrics(RUN), local.metrics(RUN)
+    assert len(ours) == EPOCHS
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=2e-3, abs=1e-5)
