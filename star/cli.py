@@ -12,7 +12,7 @@ from pathlib import Path
 
 from star import config as configuration
 from star import torchvision_schemas
-from star.errors import Diverged, InputError, Preempted
+from star.errors import Diverged, InputError, Preempted, ScorerFailed
 
 
 def _quiet_libraries() -> None:
@@ -244,9 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     torchvision_schemas.declare()
     try:
         return args.function(args) or 0
-    except (InputError, Diverged, Preempted) as error:
+    except (InputError, Diverged, ScorerFailed, Preempted) as error:
         print(f"star {args.stage}: {error}", file=sys.stderr)
-        return {InputError: 2, Diverged: 1, Preempted: 75}[type(error)]
+        return {InputError: 2, Diverged: 1, ScorerFailed: 1, Preempted: 75}[type(error)]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ Task = Literal["geneval", "ocr", "pickscore"]
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Reward = Annotated[dict[Task, float], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -173,7 +174,7 @@ class Scorers(_Section):
 class TaskSettings(_Section):
     """One task: its reward and what it changes in the other sections."""
 
-    reward: dict[Task, float]
+    reward: Reward
     overrides: dict[str, Any] = {}
 
 
@@ -182,7 +183,7 @@ class RunSettings(_Section):
 
     task: Task
     method: str
-    reward: dict[Task, float]
+    reward: Reward
     policy: Policy
     rollout: Rollout
     training: Training

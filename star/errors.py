@@ -12,5 +12,9 @@ class Diverged(ArithmeticError):
     """A number that training cannot go on from; the weights are untouched and the last checkpoint stands. Exit code 1."""
 
 
+class ScorerFailed(RuntimeError):
+    """A scorer that is wrong on a golden picture, gives no finite numbers or has died; what is written stands. Exit code 1."""
+
+
 class Preempted(Exception):
     """The run was asked to stop, by SIGTERM, and has written a checkpoint; the same command goes on. Exit code 75."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import sys
 import types
 import urllib.error
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hub_server import Hub
 from PIL import Image, ImageDraw, ImageFont
 
 from star.config import Scorers, load
@@ -183,10 +185,12 @@ class _Reader:
 def easyocr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of weights for the module easyocr that stands in for the package."""
     module, config = types.ModuleType("easyocr"), types.ModuleType("easyocr.config")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        closed = "http://127.0.0.1:{}/weights.zip".format(*listening.getsockname()[1:])
     module.Reader = _Reader
     config.MODULE_PATH = str(tmp_path / "own")
-    config.detection_models = {"craft": {"filename": "craft_mlt_25k.pth"}}
-    config.recognition_models = {"gen2": {"english_g2": {"filename": "english_g2.pth"}}}
+    config.detection_models = {"craft": {"filename": "craft_mlt_25k.pth", "url": closed}}
+    config.recognition_models = {"gen2": {"english_g2": {"filename": "english_g2.pth", "url": closed}}}
     monkeypatch.setitem(sys.modules, "easyocr", module)
     monkeypatch.setitem(sys.modules, "easyocr.config", config)
     monkeypatch.setattr(engines, "version", lambda package: f"{package}-version")
@@ -237,8 +241,16 @@ def test_an_engine_that_misreads_the_golden_picture_does_not_score(easyocr: Path
 
 
 def test_easyocr_without_weights_is_bad_input(easyocr: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*no network.*rapidocr"):
+    with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*refused.*rapidocr"):
         make_scorer("ocr", Scorers(ocr_engine="easyocr"))
+    assert _Reader.built == []  # it would ask again and again
+    with Hub().running() as server:
+        server.folders = {"some/weights": easyocr}
+        model = sys.modules["easyocr.config"].detection_models["craft"]
+        model["url"] = f"{server.url}/some/weights/resolve/main/{model['filename']}"
+        with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*no network.*rapidocr"):
+            make_scorer("ocr", Scorers(ocr_engine="easyocr"))
+    assert len(_Reader.built) == 1
     (easyocr / "english_g2.pth").unlink()
     with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*english_g2\.pth is missing"):
         make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))

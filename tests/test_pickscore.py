@@ -3,11 +3,14 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.config import Scorers
@@ -16,7 +19,7 @@ from star.miniature.base import clip_tokenizer
 from star.miniature.captions import TAGS, caption, split
 from star.miniature.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
 from star.miniature.scenes import compose, render
-from star.scoring import make_scorer, pickscore
+from star.scoring import golden, make_scorer, pickscore
 
 EMBEDDED = "resources/miniature/pickscore"
 
@@ -32,7 +35,17 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = untrained(tokenizer, seed=5)
     model.logit_scale.data.fill_(math.log(13.0))
     save(model, tokenizer, {}, folder)
+    captions = ["a red circle", "two rings"]
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    pixels = torch.from_numpy(np.array(Image.open(folder / "golden/0.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        worse, fitting = model.eval()(**tokens, pixel_values=pixels).logits_per_image[0].argsort().tolist()
+    _golden(folder, {"file": "0.png", "prompt": captions[fitting], "worse": captions[worse]})
     return folder
+
+
+def _golden(folder: Path, *lines: dict) -> None:
+    (folder / "golden/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
@@ -105,6 +118,44 @@ def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.Monke
             make_scorer("pickscore", Scorers(**settings))
     revisions = (Scorers().pickscore_revision, Scorers().pickscore_processor_revision)
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
+
+
+def test_golden_pictures_stop_a_model_that_is_wrong(random_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_folder, folder)
+    known = json.loads((folder / "golden/captions.jsonl").read_text())
+    _golden(folder, known | {"prompt": known["worse"], "worse": known["prompt"]})
+    with pytest.raises(
+        RuntimeError, match=f"wrong on a golden picture: '{known['worse']}' fits it and scores .*@[0-9a-f]{{12}}"
+    ):
+        _scorer(folder)
+    _golden(folder, known, {"file": "1.png", "prompt": "two rings"})
+    with pytest.raises(InputError, match=r"golden/captions\.jsonl:2: no `worse`"):
+        _scorer(folder)
+    (folder / "golden/0.png").unlink()
+    with pytest.raises(InputError, match=r"golden/captions\.jsonl:1: `file` names"):
+        _scorer(folder)
+
+
+@pytest.mark.parametrize("blind", ["_pictures", "_texts"])
+def test_no_blind_model_passes_the_built_in_pictures(blind: str, random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever caption a model without eyes prefers, one of the two pictures has the other; without words it prefers none."""
+    monkeypatch.setattr(pickscore.golden, "preferences", lambda _, built_in=golden.preferences: built_in("no/folder"))
+    same = F.normalize(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    monkeypatch.setattr(pickscore.PickScorer, blind, lambda self, given: same.expand(len(given), -1))
+    with pytest.raises(RuntimeError, match="wrong on a golden picture"):
+        _scorer(random_folder)
+
+
+def test_the_guard_costs_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for tower in ("_pictures", "_texts"):
+        true = getattr(pickscore.PickScorer, tower)
+        monkeypatch.setattr(
+            pickscore.PickScorer, tower, lambda self, x, t=tower, f=true: calls.append((t, len(x))) or f(self, x)
+        )
+    _scorer(EMBEDDED)
+    assert calls == [("_pictures", 4), ("_texts", 4), ("_texts", 4)]
 
 
 def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from star.config import Scorers
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
 from star.miniature.captions import caption, descriptions
 from star.miniature.scenes import compose, render
 from star.scoring import make_scorer
@@ -61,7 +61,7 @@ def test_a_killed_worker_is_replaced_once(batch: tuple) -> None:
             assert np.array_equal(_wait(job)[0], expected)
         _kill_workers(pool)
         time.sleep(0.5)
-        with pytest.raises(RuntimeError, match=r"scoring worker \(geneval\) died twice"):
+        with pytest.raises(ScorerFailed, match=r"scoring process \(geneval\) died twice"):
             _wait(pool.submit(*batch))
 
 
@@ -71,6 +71,14 @@ def test_bad_records_reach_the_caller(workers: int, batch: tuple) -> None:
         with pytest.raises(InputError, match="include"):
             _wait(pool.submit(batch[0][:1], [{"prompt": "a thing", "metadata": {}}]))
         assert _wait(pool.submit(*batch))[0].shape == (6,)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_prompts_are_checked_before_work(workers: int, batch: tuple) -> None:
+    with RewardPool({"geneval": 0.5, "pickscore": 0.5}, SCORERS, workers) as pool:
+        pool.check(batch[1])
+        with pytest.raises(InputError, match="'a thing': its metadata needs"):
+            pool.check([*batch[1], {"prompt": "a thing", "metadata": {}}])
 
 
 def test_missing_weights_reach_the_caller(batch: tuple) -> None:

@@ -1,6 +1,7 @@
 """Training end to end on random weights: ratio, scalar equivalence, determinism, a killed process."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
 from trainings import SMALL, TIMINGS, metrics, numbers
 
+from star import cli, prompts
 from star import config as configuration
-from star import prompts
 from star.errors import InputError
 from star.policy.generator import Generator
 from star.policy.seeding import noise
@@ -100,6 +101,40 @@ def test_two_runs_give_the_samenumbers(random_base: Path, tmp_path: Path, method
         assert torch.equal(tensor, _adapter(tmp_path / "second", 2)[name]), name
 
 
+def test_rewards_of_several_scorers_are_added_by_weight_and_logged_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On the embedded base, whose pictures show something; the first epoch's are the same whatever they are rewarded for."""
+    rewards = {"both": "{geneval: 0.8, pickscore: 0.2}", "geneval": "{geneval: 1.0}", "pickscore": "{pickscore: 1.0}"}
+    rows = {}
+    for name, reward in rewards.items():
+        settings = ("training.epochs=1", "rollout.steps=6", "scorers.workers=1", f"tasks.pickscore.reward={reward}")
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(_config(Path("resources/miniature/base"), *settings).model_dump(mode="json")))
+        run = ["--task", "pickscore", "--method", "flow_grpo", "--out", str(tmp_path / name)]
+        assert cli.main(["train", "--config", str(file), *run]) == 0, capsys.readouterr().err
+        (rows[name],) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+    both, alone = rows["both"], [rows[name]["reward_mean"] for name in ("geneval", "pickscore")]
+    assert [both["reward_geneval"], both["reward_pickscore"]] == alone and min(alone) > 0
+    assert both["reward_mean"] == pytest.approx(0.8 * alone[0] + 0.2 * alone[1])
+    assert rows["geneval"]["reward_geneval"] == alone[0] and "reward_pickscore" not in rows["geneval"]
+
+
+def test_prompts_that_cannot_be_scored_stop_before_work(
+    random_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file, listed = tmp_path / "config.yaml", tmp_path / "prompts.jsonl"
+    file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
+    records = prompts.records(configuration.load(file), "ocr", "train")[:40]
+    records[-1] |= {"prompt": "a sign", "metadata": {}, "core": []}
+    listed.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = ["--task", "ocr", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "--config", str(file), *run]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("star train: prompt 'a sign': no quoted target")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == ""
+
+
 def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: Path, tmp_path: Path) -> None:
     cps = ("rollout.sampler=cps", "training.epochs=2")
     rows = _train(random_base, tmp_path / "run", "star", *cps)
@@ -178,8 +213,44 @@ def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Pa
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = metrics(tmp_path / "run")
     assert numbers(rows) == numbers(scalar[1])
-    for name, tensor in _adapter(scalar[0], 3).items():
-        assert torch.equal(tensor, _adapter(tmp_path / "run", 3)[name]), name
+    files = sorted(f.relative_to(scalar[0]) for f in scalar[0].rglob("*.safetensors"))
+    assert len(files) > 3
+    assert [f for f in files if (scalar[0] / f).read_bytes() != (tmp_path / "run" / f).read_bytes()] == []
+
+
+def _kill_scorers(process: subprocess.Popen) -> int:
+    """Kill the scoring processes of a training, as the kernel does when memory runs out; returns how many."""
+    killed = 0
+    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
+    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline, killed = time.monotonic() + 240, 0
+    while process.poll() is None and time.monotonic() < deadline:
+        if (tmp_path / "run/checkpoints/step1/adapter").exists():
+            killed += _kill_scorers(process)
+        time.sleep(0.01)
+    error = process.stderr.read().strip().splitlines()
+    assert process.returncode == 1 and killed >= 2
+    assert (
+        error[-1].startswith("star train: a scoring process (pickscore) died twice") and "the same command goes on" in error[-1]
+    )
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) < 3
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert numbers(rows) == numbers(scalar[1])
 
 
 def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(

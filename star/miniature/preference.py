@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from star.miniature.captions import TAGS, TEST_PROMPTS, caption, misread, split
+from star.miniature.captions import TAGS, TEST_PROMPTS, caption, descriptions, misread, split
 from star.miniature.scenes import SIZE, Scene, compose, render
 
 SCALE, LEVEL = 50.0, 22.0
@@ -285,4 +286,16 @@ def save(model: CLIPModel, tokenizer: CLIPTokenizer, report: dict, out: Path) ->
         model.save_pretrained(folder)
         CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
         (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_golden(folder / "golden")
         folder.replace(out)
+
+
+def write_golden(folder: Path) -> None:
+    """Write the scenes, and captions in a circle, by which star.scoring.golden knows a model that sees and reads."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    drawn = [next(descriptions(tag)) for tag in ("counting", "color_attr", "position", "ocr")]
+    for number, (d, other) in enumerate(zip(drawn, drawn[1:] + drawn[:1], strict=True)):
+        lines.append({"file": f"{number}.png", "prompt": caption(d), "worse": caption(other)})
+        Image.fromarray(render(compose(d, rng))).save(folder / lines[-1]["file"])
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

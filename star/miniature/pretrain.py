@@ -30,6 +30,7 @@ from star.allocation.attention import install
 from star.miniature import base
 from star.miniature.captions import TAGS, TEST_PROMPTS, caption, split
 from star.miniature.scenes import compose, render
+from star.training.learner import optimizer_tensors, set_optimizer_tensors
 
 MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.18, 0.1, 0.08, 0.2, 0.15, 0.14, 0.1), strict=True))
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -197,7 +198,7 @@ def train_transformer(
         modules.load_state_dict(load_file(state / "weights.safetensors"), strict=False)  # buffers are constants
         average = load_file(state / "average.safetensors")
         for i, optimizer in enumerate(optimizers):
-            optimizer.load_state_dict(torch.load(state / f"optimizer{i}.pt", weights_only=True))
+            set_optimizer_tensors(optimizer, load_file(state / f"optimizer{i}.safetensors"))
 
     def save(step: int) -> None:
         draft = state.with_name(f".{state.name}.tmp")
@@ -206,7 +207,7 @@ def train_transformer(
         save_file({n: p.detach().clone() for n, p in named.items()}, draft / "weights.safetensors")
         save_file(average, draft / "average.safetensors")
         for i, optimizer in enumerate(optimizers):
-            torch.save(optimizer.state_dict(), draft / f"optimizer{i}.pt")
+            save_file(optimizer_tensors(optimizer), draft / f"optimizer{i}.safetensors")
         (draft / "progress.json").write_text(json.dumps({"step": step, "losses": losses, "seconds": seconds}))
         shutil.rmtree(state, ignore_errors=True)
         draft.rename(state)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from star import hub
 from star.allocation.attention import CoreColumns, Recorder, install
 from star.allocation.core import chosen_spans, core_columns
 from star.config import Allocation, Compute, Policy
@@ -58,24 +59,25 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
     if source.exists():
         if not (source / "model_index.json").exists():
             raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers SD3 pipeline folder")
-    elif policy.model.count("/") != 1 or policy.model.startswith((".", "/")):
+    elif not hub.is_repository(policy.model):
         raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    elif policy.revision is None:
-        raise InputError(f"policy.revision: pin the commit of {policy.model} (40 hex digits); hub repositories change")
-    dtype = DTYPES[policy.precision]
+    hub.check_pin(policy.model, policy.revision, "policy.model")
+    settings = {"dtype": DTYPES[policy.precision], "use_safetensors": True}
+    where = (policy.model, policy.revision, "policy.model", "model_index.json")
     try:
-        pipe = StableDiffusion3Pipeline.from_pretrained(
-            policy.model, revision=policy.revision, dtype=dtype, use_safetensors=True
-        )
-    except GatedRepoError:
-        raise InputError(
-            f"policy.model: {policy.model} is gated; accept its licence at https://huggingface.co/{policy.model} "
-            "and log in with `hf auth login`"
-        ) from None
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        pipe = hub.load(StableDiffusion3Pipeline, *where, has_tokenizers, **settings)
+    except (OSError, HFValidationError) as error:
         raise InputError(f"policy.model: cannot load {policy.model}: {' '.join(str(error).split())[:300]}") from None
+    if not has_tokenizers(pipe):
+        raise InputError(f"policy.model: {policy.model} lacks a tokenizer; name a whole diffusers SD3 pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
+    """Whether every text encoder's tokenizer has its words; transformers makes an empty one where there is none."""
+    pairs = ((getattr(pipe, f"tokenizer{n}"), getattr(pipe, f"text_encoder{n}")) for n in ("", "_2", "_3"))
+    return all(len(tokenizer) > 0.9 * encoder.config.vocab_size for tokenizer, encoder in pairs if encoder)
 
 
 def weights_digest(policy: Policy, adapter: Path | None = None) -> str:

@@ -57,19 +57,28 @@ def _fetch(name: str, instead: str) -> bytes:
     return data
 
 
+def local(name: str, mirror: str | None) -> Path | None:
+    """A published file on this machine: in the folder `mirror` if there is one, else in the cache; None where it is not cached.
+
+    Raises InputError when the mirror lacks it, or when it is not the published one.
+    """
+    path = (CACHE if mirror is None else Path(mirror)) / name
+    if not path.is_file():
+        if mirror is None:
+            return None
+        raise InputError(f"prompts.mirror: no file {path}; a clone of github.com/yifan123/flow_grpo is a mirror")
+    remedy = "delete it, and it is fetched again" if mirror is None else "prompts.mirror needs an unchanged copy"
+    _verified(path.read_bytes(), name, path, remedy)
+    return path
+
+
 def content(name: str, mirror: str | None, instead: str) -> bytes:
     """The bytes of a published file: from the folder `mirror` if there is one, else the cache, else the network.
 
     Raises InputError when it cannot be had, with what to do (`instead` is the remedy of the task), or is not the published one.
     """
-    if mirror is not None:
-        path = Path(mirror) / name
-        if not path.is_file():
-            raise InputError(f"prompts.mirror: no file {path}; a clone of github.com/yifan123/flow_grpo is a mirror")
-        return _verified(path.read_bytes(), name, path, "prompts.mirror needs an unchanged copy")
-    if (path := CACHE / name).is_file():
-        return _verified(path.read_bytes(), name, path, "delete it, and it is fetched again")
-    return _fetch(name, instead)
+    path = local(name, mirror)
+    return _fetch(name, instead) if path is None else path.read_bytes()
 
 
 def captions(task: str, split: str, mirror: str | None, instead: str) -> list[str]:

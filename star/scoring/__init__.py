@@ -13,7 +13,7 @@ from star.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from star.config import Scorers
+    from star.config import Config, Scorers
 
 
 GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
@@ -40,6 +40,17 @@ def can_score(task: str, record: dict) -> bool:
 
         return has_target(record)
     return True
+
+
+def needed(config: "Config") -> set[str]:
+    """The scorers that a configuration runs: of its tasks and their rewards, and those that the collapse guards look with.
+
+    Every task's guards look with pickscore. Preference captions name objects in the miniature, and quote words elsewhere.
+    """
+    scorers = {"pickscore", *config.tasks}.union(*(task.reward for task in config.tasks.values()))
+    if "pickscore" in config.tasks:
+        scorers.add("geneval" if config.prompts.world == "miniature" else "ocr")
+    return scorers
 
 
 def make_scorer(task: str, scorers: "Scorers") -> Scorer:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import transformers
 
 from star.config import Scorers
-from star.errors import InputError
+from star.errors import ScorerFailed
 from star.scoring.geneval import COLORS, Detected
-from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
+from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask
@@ -46,12 +46,7 @@ class ClipColors:
     def __init__(self, scorers: Scorers) -> None:
         source, revision, key = scorers.color_model, scorers.color_revision, "color_model"
         model = load_model(transformers.CLIPModel, source, revision, key)
-        self._tokenizer = load(transformers.CLIPTokenizer, source, revision, key)
-        if len(self._tokenizer) != model.config.text_config.vocab_size:  # transformers makes an empty one of nothing
-            raise InputError(
-                f"scorers.{key}: {source!r} has a tokenizer of {len(self._tokenizer)} tokens, its model knows "
-                f"{model.config.text_config.vocab_size}; give the folder or hub repository with the model's own tokenizer"
-            )
+        self._tokenizer = load_tokenizer(source, revision, key, model)
         self._images = load(_Processor, source, revision, key)
         self.fingerprint = f"color={source}@{digest(model)}"
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]
@@ -61,7 +56,7 @@ class ClipColors:
     def __call__(self, pairs: Sequence[tuple[np.ndarray, Detected]]) -> list[str]:
         """The colours of detections in uint8 [H, W, 3] pictures; "none" where no pixel of the object is in its box.
 
-        Raises RuntimeError when the model's outputs are not finite.
+        Raises ScorerFailed when the model's outputs are not finite.
         """
         crops = [crop(image, detection) for image, detection in pairs]
         seen = [i for i, c in enumerate(crops) if c is not None]
@@ -88,5 +83,5 @@ class ClipColors:
         pixels = self._images(crops, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         images_BD = _unit(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
         if not images_BD.isfinite().all():
-            raise RuntimeError("the colour model's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the colour model's outputs are not finite; set scorers.detector_precision to float32")
         return images_BD

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -123,6 +124,23 @@ def rapidocr(mode: str, size: int | None, device: str) -> Engine:
     return Engine(lines if mode == "line" else lambda images: [page(image) for image in images], fingerprint)
 
 
+def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
+    """Detector and recogniser: the file in the folder `weights`, None is EasyOCR's own, and where EasyOCR fetches it.
+
+    Raises InputError when the package is missing.
+    """
+    torchvision_schemas.declare()
+    try:
+        from easyocr.config import MODULE_PATH, detection_models, recognition_models
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"scorers.ocr_engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
+            "or use rapidocr"
+        ) from None
+    models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
+    return [(Path(weights or Path(MODULE_PATH, "model"), model["filename"]), model["url"]) for model in models]
+
+
 def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> Engine:
     """EasyOCR for English: `easyocr.Reader` with its CRAFT detector (mode `page`) and its recogniser english_g2.
 
@@ -130,25 +148,22 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     downloads them once. It checks their MD5; torch loads them as weights only. Boxes are looked for in batches of pictures of
     one size, as RGB, as EasyOCR itself reads a file. Raises InputError when the package or the weights are missing.
     """
-    torchvision_schemas.declare()
-    try:
-        from easyocr import Reader
-        from easyocr.config import MODULE_PATH, detection_models, recognition_models
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"scorers.ocr_engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
-            "or use rapidocr"
-        ) from None
+    models = easyocr_models(weights)
+    files = [file for file, _ in models]
+    from easyocr import Reader
+
+    from star import hub
     from star.scoring.weights import resolve
 
-    models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
-    files = [Path(weights or Path(MODULE_PATH, "model"), model["filename"]) for model in models]
     if weights is not None and (missing := [file for file in files if not file.is_file()]):
         raise InputError(f"scorers.ocr_weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")
     where = resolve(device)
     options = {} if weights is None else {"model_storage_directory": weights, "user_network_directory": weights}
     with _weights_only():
         try:
+            absent = [url for file, url in models if not file.is_file()]
+            if absent and (error := hub.attempt(lambda: urlopen(absent[0]).close())):  # EasyOCR would wait without limit
+                raise error
             reader = Reader(["en"], gpu=where == "cuda", download_enabled=weights is None, verbose=False, **options)
         except OSError as error:  # no network, or another MD5
             why = " ".join(str(error).split())[:160]

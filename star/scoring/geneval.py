@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from star.config import Scorers
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
 from star.scoring.golden import Golden
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -235,7 +235,7 @@ def _backend(scorers: Scorers) -> Backend:
 class GenevalScorer:
     """GenEval with the detector of `scorers`: `score` is 1.0 or 0.0 by the official rules, `reward` the soft one.
 
-    Raises InputError when weights are missing and RuntimeError when the backend is wrong on a golden picture.
+    Raises InputError when weights are missing and ScorerFailed when the backend is wrong on a golden picture.
     """
 
     def __init__(self, scorers: Scorers) -> None:
@@ -249,9 +249,9 @@ class GenevalScorer:
         records = [{"prompt": g.name, "metadata": g.metadata} for g in golden]
         for g, line in zip(golden, self([g.image for g in golden], records), strict=True):
             if line["correct"] != g.correct:
-                raise RuntimeError(
+                raise ScorerFailed(
                     f"the detector is wrong on a golden picture ({g.name}): judged {line['correct']}, "
-                    f"found {line['details']} {line['reason']} ({self._backend.fingerprint})"
+                    f"found {line['details']} {' '.join(line['reason'].split())} ({self._backend.fingerprint})"
                 )
 
     def check(self, records: Sequence[dict]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures with known answers, judged before anything is scored: a detector that has silently gone blind stops there.
+"""Pictures with known answers, judged before anything is scored: a model that has silently gone blind stops there.
 
 GenEval's stack is known to return low confidences on new GPUs without any error. Source of pictures and answers: ours.
 """
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
+from star.scoring import pictures
 
 _PERSON = {
     "tag": "counting",  # the strictest threshold
@@ -35,15 +36,11 @@ def portrait() -> list[Golden]:
 
     Raises InputError when matplotlib was installed without its sample data.
     """
-    from matplotlib import get_data_path
-
-    path = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
-    if not path.is_file():
-        raise InputError(
-            f"scorers.detector_golden: the built-in picture {path} is missing; install matplotlib from PyPI, or name a folder"
-        )
     blank = np.full((512, 512, 3), 128, np.uint8)
-    return [Golden("one person", _picture(path), _PERSON), Golden("an empty picture", blank, _PERSON, correct=False)]
+    return [
+        Golden("one person", pictures.read(_portrait()), _PERSON),
+        Golden("an empty picture", blank, _PERSON, correct=False),
+    ]
 
 
 def read(folder: Path) -> list[Golden]:
@@ -56,7 +53,7 @@ def read(folder: Path) -> list[Golden]:
         described = path.parents[1] / "metadata.jsonl"
         try:
             metadata = json.loads(described.read_text())
-            answer = Golden(path.relative_to(folder).as_posix(), _picture(path), metadata, metadata.get("correct", True))
+            answer = Golden(path.relative_to(folder).as_posix(), pictures.read(path), metadata, metadata.get("correct", True))
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"scorers.detector_golden: {described} or {path} cannot be read: {error}") from None
         found.append(answer)
@@ -65,8 +62,37 @@ def read(folder: Path) -> list[Golden]:
     return found
 
 
+class Preference(NamedTuple):
+    """A picture, uint8 [H, W, 3], a caption that fits it, and one that must score lower."""
+
+    image: np.ndarray
+    prompt: str
+    worse: str
+
+
+def preferences(model: str) -> list[Preference]:
+    """What a preference model must know: the folder `golden` in its own one, else the portrait and a drawn disc.
+
+    Each of the two built-in pictures has the other's caption as the worse one, so that no model that is blind to pictures or
+    words gets both right. `golden` is a flat folder of pictures with captions.jsonl (file, prompt, worse). Raises InputError,
+    naming file and line, when it is not.
+    """
+    folder = Path(model, "golden")
+    if not folder.is_dir():
+        portrait, disc = "a portrait of a woman in uniform", "a red circle on a white background"
+        drawn = Image.new("RGB", (512, 512), "white")
+        ImageDraw.Draw(drawn).ellipse((96, 96, 415, 415), fill=_DISCS["red"])
+        return [Preference(pictures.read(_portrait()), portrait, disc), Preference(np.asarray(drawn), disc, portrait)]
+    captions = folder / "captions.jsonl"
+    samples = pictures.find(folder, "pickscore", captions)
+    for number, sample in enumerate(samples, 1):
+        if not isinstance(sample.record["metadata"].get("worse"), str):
+            raise InputError(f"{captions}:{number}: no `worse`, a caption that must score lower; write one or remove {folder}")
+    return [Preference(pictures.read(s.path), s.record["prompt"], s.record["metadata"]["worse"]) for s in samples]
+
+
 def check_colors(colors_of: Callable) -> None:
-    """Classify drawn discs of four plain colours; raises RuntimeError, naming the colour, when one is called another."""
+    """Classify drawn discs of four plain colours; raises ScorerFailed, naming the colour, when one is called another."""
     from star.scoring.geneval import Detection
 
     canvas = Image.new("L", (256, 256))
@@ -76,12 +102,18 @@ def check_colors(colors_of: Callable) -> None:
     pictures = [np.where(mask[..., None], rgb, 200).astype(np.uint8) for rgb in _DISCS.values()]
     for color, named in zip(_DISCS, colors_of([(picture, disc) for picture in pictures]), strict=True):
         if named != color:
-            raise RuntimeError(
+            raise ScorerFailed(
                 f"scorers.color_model calls a {color} disc {named}; check the weights and the precision, "
                 f"or name pictures with answers of your own in scorers.detector_golden"
             )
 
 
-def _picture(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+def _portrait() -> Path:
+    from matplotlib import get_data_path
+
+    path = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
+    if not path.is_file():
+        raise InputError(
+            f"the golden picture {path} is missing; install matplotlib from PyPI, or give your own (docs/scorers.md)"
+        )
+    return path

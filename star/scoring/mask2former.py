@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import transformers
 
 from star.config import Scorers
+from star.errors import ScorerFailed
 from star.scoring.geneval import THRESHOLD, Detection
 from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
 
@@ -101,7 +102,7 @@ class Mask2Former:
         """Detections above GenEval's lower threshold in uint8 [H, W, 3] pictures, best first.
 
         Only pictures of one size share a batch, so that none is padded and a score does not depend on its company. Raises
-        RuntimeError when the model's outputs are not finite.
+        ScorerFailed when the model's outputs are not finite.
         """
         by_size = defaultdict(list)
         for i, image in enumerate(images):
@@ -120,6 +121,6 @@ class Mask2Former:
         seen = self._model(pixel_values=pixels.to(self._device, self._dtype))
         classes_BQC1, masks_BQhw = seen.class_queries_logits, seen.masks_queries_logits
         if not (classes_BQC1.isfinite().all() and masks_BQhw.isfinite().all()):
-            raise RuntimeError("the detector's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the detector's outputs are not finite; set scorers.detector_precision to float32")
         inputs = tuple(pixels.shape[-2:])
         return [instances(c, m, self._labels, inputs, size) for c, m in zip(classes_BQC1, masks_BQhw, strict=True)]

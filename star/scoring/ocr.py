@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
 from star.config import Scorers
-from star.errors import InputError
+from star.errors import InputError, ScorerFailed
 from star.scoring import engines
 
 GOLDEN = "STAR"
@@ -69,7 +69,7 @@ class OcrScorer:
 
     scorers.ocr_size in pixels: pictures are scaled to this height before they are read; RapidOCR's mode `line` stretches
     them to this width at the 48 pixels height of its recogniser; None keeps size or proportions.
-    Raises InputError when package or weights are missing, RuntimeError when the golden picture is not read.
+    Raises InputError when package or weights are missing, ScorerFailed when the golden picture is not read.
     """
 
     def __init__(self, scorers: Scorers) -> None:
@@ -81,7 +81,7 @@ class OcrScorer:
         self.fingerprint = f"ocr {self._engine.fingerprint}"
         (read,) = self._engine.read([golden()])
         if similarity(read, GOLDEN) < 1:
-            raise RuntimeError(f"the engine {self.fingerprint} reads {read!r} in a golden picture of {GOLDEN!r}")
+            raise ScorerFailed(f"the engine {self.fingerprint} reads {read!r} in a golden picture of {GOLDEN!r}")
 
     def check(self, records: Sequence[dict]) -> None:
         """Raise InputError when a prompt has no quoted target."""

@@ -7,17 +7,18 @@ Shape suffixes: B pictures or prompts, U unique prompts, D features.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from star.config import Scorers
-from star.errors import InputError
-from star.scoring.weights import PRECISIONS, digest, load, load_model, resolve
+from star.errors import InputError, ScorerFailed
+from star.hub import is_repository
+from star.scoring import golden
+from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 
 REWARD_DIVISOR = 26.0
 _BATCH = 32
@@ -28,44 +29,42 @@ def _embedding(output: object) -> torch.Tensor:
     return F.normalize((output if isinstance(output, torch.Tensor) else output.pooler_output).float(), dim=-1)
 
 
-def _pinned(source: str, key: str, revision: str | None) -> str:
-    """How the fingerprint says which revision of a hub repository; nothing for a folder. Raises InputError without one."""
-    if Path(source).is_dir():
-        return ""
-    if revision is None:
-        raise InputError(f"scorers.{key}: pin the commit of {source} (40 hex digits); hub repositories change")
-    return f"@{revision[:12]}"
-
-
 class PickScorer:
     """PickScore with the CLIP model, tokenizer and image processor that `scorers` names: folders or hub repositories.
 
     The model runs in scorers.pickscore_dtype on scorers.device; cosines and scores are float32.
-    Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together.
+    Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together, and ScorerFailed
+    when the model is wrong on a golden picture.
     """
 
     def __init__(self, scorers: Scorers) -> None:
         model, processor = scorers.pickscore_model, scorers.pickscore_processor
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore_dtype]
         revision = scorers.pickscore_processor_revision
-        _pinned(model, "pickscore_revision", scorers.pickscore_revision)
-        pinned = _pinned(processor, "pickscore_processor_revision", revision)
         self._model = load_model(CLIPModel, model, scorers.pickscore_revision, "pickscore_model")
         weights = digest(self._model)
         self._scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
-        self._model.to(self._device, self._dtype)
-        self._tokenizer = load(CLIPTokenizer, processor, revision, "pickscore_processor")
-        words, rows = len(self._tokenizer), self._model.config.text_config.vocab_size
-        if words != rows:  # transformers makes an empty tokenizer of a folder without one
-            raise InputError(
-                f"scorers.pickscore_processor: {processor!r} has a tokenizer of {words} tokens, the model knows {rows}; "
-                f"give the folder or hub repository with the model's own tokenizer"
-            )
+        self._tokenizer = load_tokenizer(processor, revision, "pickscore_processor", self._model)
         self._images = load(CLIPImageProcessorPil, processor, revision, "pickscore_processor")
+        self._model.to(self._device, self._dtype)
+        pinned = f"@{revision[:12]}" if is_repository(processor) else ""
         self.fingerprint = (
             f"pickscore {model}@{weights} processor={processor}{pinned} transformers-{transformers.__version__} "
             f"torch-{torch.__version__} {self._device} {scorers.pickscore_dtype}"
         )
+        self._guard(golden.preferences(model))
+
+    def _guard(self, known: Sequence[golden.Preference]) -> None:
+        """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""
+        images_BD = self.embed([k.image for k in known])
+        fits = self.compare(images_BD, [{"prompt": k.prompt} for k in known])
+        worse = self.compare(images_BD, [{"prompt": k.worse} for k in known])
+        for k, high, low in zip(known, fits, worse, strict=True):
+            if high["score"] <= low["score"]:
+                raise ScorerFailed(
+                    f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high['score']:.2f}, "
+                    f"{k.worse!r} does not and scores {low['score']:.2f} ({self.fingerprint})"
+                )
 
     def check(self, records: Sequence[dict]) -> None:
         """Raise InputError when a prompt is empty."""
@@ -94,7 +93,7 @@ class PickScorer:
         rows = [unique[prompt] for prompt in prompts]
         scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
         if not torch.isfinite(scores).all():
-            raise RuntimeError(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
+            raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
         return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,17 +63,23 @@ def find(images: Path, task: str, prompts: Path | None = None) -> list[Sample]:
 
 def verify(path: Path) -> None:
     """Raise InputError when a file is not a whole picture."""
-    try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
-        raise InputError(f"{path}: not a readable picture ({error}); sample it again") from None
+    with _opened(path) as picture:
+        picture.verify() if picture.format == "PNG" else picture.load()  # only PNGs have checksums to go by
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], turned as its EXIF says."""
-    with Image.open(path) as picture:
+    """A picture as uint8 [H, W, 3], turned as its EXIF says. Raises InputError when it cannot be read."""
+    with _opened(path) as picture:
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError on a broken PNG
+        raise InputError(f"{path}: not a readable picture ({error}); make it again") from None
 
 
 def _record(line: dict, name: str, task: str) -> dict:

@@ -7,7 +7,7 @@ set its thread counts before numpy and torch read them.
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -15,6 +15,7 @@ from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from star.config import Scorers
+from star.errors import ScorerFailed
 from star.scoring import Scorer, make_scorer
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", record
     return sum(weight * each[task] for task, weight in weights.items()), each
 
 
-def _warm(weights: dict[str, float], scorers: str) -> None:
+def _check(weights: dict[str, float], scorers: str, records: Sequence[dict]) -> None:
     for task in weights:
-        _scorer(task, scorers)
+        _scorer(task, scorers).check(records)
 
 
 class RewardPool:
@@ -76,14 +77,20 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
+    def check(self, records: Sequence[dict]) -> None:
+        """Wait until the scorers are built, and raise InputError when one of them cannot score one of the records."""
+        result: Future = Future()
+        self._send(result, _check, records)
+        result.result()
+
     def submit(self, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> Future:
         """Score uint8 pictures [B] of [H, W, 3] and their prompt records.
 
         The future's result is (rewards float64 [B], {scorer: rewards float64 [B]}). It raises what the scorer raised
-        (InputError for bad records or missing weights), or RuntimeError when a worker died twice.
+        (InputError for bad records or missing weights), or ScorerFailed when a worker died twice.
         """
         result: Future = Future()
-        self._send(result, images, records)
+        self._send(result, _score, images, records)
         return result
 
     def _open(self) -> Executor:
@@ -92,40 +99,43 @@ class RewardPool:
         else:
             executor = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker)
         for _ in range(max(1, self._workers)):
-            executor.submit(_warm, self._weights, self._scorers)
+            executor.submit(_check, self._weights, self._scorers, ())
         return executor
 
-    def _send(self, result: Future, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> None:
+    def _send(self, result: Future, work: Callable, *arguments: object) -> None:
         with self._lock:
             executor = self._executor
         try:
-            scored = executor.submit(_score, self._weights, self._scorers, images, records)
+            done = executor.submit(work, self._weights, self._scorers, *arguments)
         except BrokenProcessPool:
-            self._again(executor, result, images, records)
+            self._again(executor, result, work, *arguments)
             return
 
         def finish(done: Future) -> None:
             if done.cancelled():
                 result.cancel()
             elif isinstance(done.exception(), BrokenProcessPool):
-                self._again(executor, result, images, records)
+                self._again(executor, result, work, *arguments)
             elif done.exception() is not None:
                 result.set_exception(done.exception())
             else:
                 result.set_result(done.result())
 
-        scored.add_done_callback(finish)
+        done.add_done_callback(finish)
 
-    def _again(self, broken: Executor, result: Future, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> None:
+    def _again(self, broken: Executor, result: Future, work: Callable, *arguments: object) -> None:
         with self._lock:
             if self._executor is broken and not self._restarted:
                 self._restarted = True
                 self._executor = self._open()
             replaced = self._executor is not broken
         if replaced:
-            self._send(result, images, records)
+            self._send(result, work, *arguments)
         else:
             tasks = ", ".join(self._weights)
             result.set_exception(
-                RuntimeError(f"a scoring worker ({tasks}) died twice, out of memory perhaps; fewer scorers.workers need less")
+                ScorerFailed(
+                    f"a scoring process ({tasks}) died twice, out of memory perhaps; fewer scorers.workers need less, and the "
+                    "same command goes on from the last checkpoint"
+                )
             )

@@ -3,12 +3,16 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
+from star import hub
 from star.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,17 +30,39 @@ def resolve(setting: str) -> str:
 
 
 def load(cls: type, source: str, revision: str | None, key: str, **settings: object) -> Any:
-    """`cls.from_pretrained` of a folder or hub repository. Raises InputError, naming the key, when it is missing or broken."""
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+    """`cls.from_pretrained` of a folder or hub repository, see star.hub. `key` is that of section scorers without its name.
+
+    Raises InputError, naming the key, when it is missing, broken, not pinned or out of reach.
+    """
+    if not Path(source).is_dir() and not hub.is_repository(source):
         raise InputError(f"scorers.{key}: no folder {source!r}; give one that holds a {cls.__name__}, or a hub repository")
+    hub.check_pin(source, revision, f"scorers.{key}")
     try:
-        return cls.from_pretrained(source, revision=revision, **settings)
+        return hub.load(cls, source, revision, f"scorers.{key}", **settings)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:160]
         raise InputError(
-            f"scorers.{key}: cannot load {source!r} as {cls.__name__}; give a folder that holds it, or a hub repository "
-            f"and a network or cache that has it: `hf download {source}` ({why})"
+            f"scorers.{key}: cannot load {source!r} as {cls.__name__} ({why}); give another folder or hub repository"
         ) from None
+
+
+def load_tokenizer(source: str, revision: str | None, key: str, model: "CLIPModel") -> "CLIPTokenizer":
+    """The tokenizer of a CLIP model. Raises InputError as `load`, and when it is not the model's own.
+
+    transformers makes an empty one where there is none.
+    """
+    from transformers import CLIPTokenizer
+
+    rows = model.config.text_config.vocab_size
+    tokenizer = load(CLIPTokenizer, source, revision, key, whole=lambda found: len(found) == rows)
+    if len(tokenizer) != rows:
+        raise InputError(
+            f"scorers.{key}: {source!r} has a tokenizer of {len(tokenizer)} tokens, the model knows {rows}; "
+            "give the folder or hub repository with the model's own tokenizer"
+        )
+    return tokenizer
 
 
 def load_model(cls: type, source: str, revision: str | None, key: str) -> Any:

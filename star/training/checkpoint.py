@@ -10,7 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,17 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def _sort_header(file: Path) -> None:
+    """Order what safetensors writes in the random order of a hash map: the same weights are then the same file."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":")).encode()
+    ordered += b" " * (-len(ordered) % 8)  # the tensors are aligned; their places count from the header's end
+    file.write_bytes(len(ordered).to_bytes(8, "little") + ordered + content[end:])
+
+
 def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest: str) -> None:
     """Write the checkpoint `folder` of a captured learner atomically. `digest` names the settings it belongs to."""
     draft = folder.with_name(f".{folder.name}.tmp")
@@ -32,12 +42,13 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
     state.mkdir(parents=True)
     save_file(captured.weights, state / "weights.safetensors")
     save_file({str(i): a for i, a in enumerate(captured.average)}, state / "average.safetensors")
-    torch.save(captured.optimizer, state / "optimizer.pt")
+    save_file(captured.optimizer, state / "optimizer.safetensors")
+    metadata = _collate_lora_metadata({"transformer": learner.policy.transformer})["transformer_lora_adapter_metadata"]
+    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order no two processes share
     StableDiffusion3Pipeline.save_lora_weights(
-        draft / "adapter",
-        transformer_lora_layers=captured.averaged,
-        **_collate_lora_metadata({"transformer": learner.policy.transformer}),
+        draft / "adapter", transformer_lora_layers=captured.averaged, transformer_lora_adapter_metadata=metadata
     )
+    _sort_header(draft / "adapter" / ADAPTER_FILE)
     files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)}
     progress = {
         "epoch": epoch,
@@ -111,7 +122,7 @@ def resume(checkpoint: Path | None, learner: Learner) -> int:
             weights=load_file(state / "weights.safetensors"),
             averaged={},
             average=[stored[str(i)] for i in range(len(stored))],
-            optimizer=torch.load(state / "optimizer.pt", weights_only=True),
+            optimizer=load_file(state / "optimizer.safetensors"),
             scaler=progress["scaler"],
             optimizer_steps=progress["optimizer_steps"],
         )

@@ -1,5 +1,6 @@
 """What an update changes: the adapter, its average, the optimizer and, in float16, the loss scale."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,22 @@ class Ema:
             average.copy_(kept)
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer remembers, by `<position of the parameter>.<name>`. Rates and other settings are not in it."""
+    return {f"{i}.{name}": t for i, state in optimizer.state_dict()["state"].items() for name, t in state.items()}
+
+
+def set_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Let an optimizer with the same parameters and settings remember `optimizer_tensors`."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        i, name = key.split(".")
+        states.setdefault(int(i), {})[name] = tensor
+    position = itertools.count()
+    groups = [group | {"params": [next(position) for _ in group["params"]]} for group in optimizer.param_groups]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
 @dataclass(frozen=True)
 class Captured:
     """A learner at one moment, on the CPU: weights and averages by peft's names, averages by position, states, counts."""
@@ -40,7 +57,7 @@ class Captured:
     weights: dict[str, torch.Tensor]
     averaged: dict[str, torch.Tensor]
     average: list[torch.Tensor]
-    optimizer: dict
+    optimizer: dict[str, torch.Tensor]
     scaler: dict
     optimizer_steps: int
 
@@ -93,9 +110,8 @@ class Learner:
         self.ema.swap()
         averaged = copy(self.policy.adapter_state())
         self.ema.swap()
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {i: copy(state) for i, state in optimizer["state"].items()}
         average = [a.to("cpu", copy=True) for a in self.ema.average]
+        optimizer = copy(optimizer_tensors(self.optimizer))
         return Captured(weights, averaged, average, optimizer, self.scaler.state_dict(), self.ema.steps)
 
     def restore(self, captured: Captured) -> None:
@@ -104,5 +120,5 @@ class Learner:
         for average, kept in zip(self.ema.average, captured.average, strict=True):
             average.copy_(kept)
         self.ema.steps = captured.optimizer_steps
-        self.optimizer.load_state_dict(captured.optimizer)
+        set_optimizer_tensors(self.optimizer, captured.optimizer)
         self.scaler.load_state_dict(captured.scaler)

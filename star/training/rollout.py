@@ -25,6 +25,8 @@ from star.training.processes import Processes
 class Rollouts:
     """The epoch: prompts (index into the epoch's) and rewards of all rollouts, trajectories of those that this process holds.
 
+    `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer.
+
     `row_R` has the places of the held ones in the epoch. Trajectories lie on the CPU. `region_Rhw` is the share of every token
     that the picture's true objects cover, where the world can tell.
     """
@@ -36,6 +38,7 @@ class Rollouts:
     row_R: np.ndarray
     prompt_B: np.ndarray
     reward_B: np.ndarray
+    scorer_B: dict[str, np.ndarray]
     seconds_rollout: float
     seconds_reward: float
 
@@ -114,10 +117,11 @@ def sample_epoch(
             regions.append(token_shares([region(picture) for picture in pictures], batch.raw_BTOhw.shape[-2:]))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
-    reward_R = torch.from_numpy(np.concatenate([future.result()[0] for future in rewards]))
+    scored = [future.result() for future in rewards]
     done = time.perf_counter()
     row_R = np.concatenate(batches)
-    reward_B = processes.in_order(reward_R, row_R).numpy()
+    columns_RN = np.concatenate([np.column_stack([reward, *each.values()]) for reward, each in scored])
+    reward_B, *each_NB = np.ascontiguousarray(processes.in_order(torch.from_numpy(columns_RN), row_R).numpy().T)
     if not np.isfinite(reward_B).all():
         b = int(np.flatnonzero(~np.isfinite(reward_B))[0])
         prompt = records[prompt_B[b]]["prompt"]
@@ -130,6 +134,7 @@ def sample_epoch(
         row_R,
         prompt_B,
         reward_B,
+        dict(zip(scored[0][1], each_NB, strict=True)),
         seconds_rollout=sampled - began,
         seconds_reward=done - sampled,
     )

@@ -110,8 +110,9 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     """Train one method on one task into `out`, resuming from its newest checkpoint; in as many processes as were launched.
 
     Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
-    that do not fit, before any work; RuntimeError when rollout and update disagree; Diverged on numbers that are not finite;
-    Preempted, when asked to stop, after writing a checkpoint of the last whole epoch.
+    that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
+    ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
+    whole epoch.
     """
     processes = Processes()
     check(settings, records, processes.count)
@@ -144,7 +145,8 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
         mininterval=0.1 if sys.stderr.isatty() else 20,
         disable=processes.rank > 0,
     )
-    with processes.watching(), RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool:
+    with processes.watching(), RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool, bar:
+        pool.check(records)
         for epoch in bar:
             before = learner.capture() if processes.rank == 0 else None
             try:
@@ -221,6 +223,7 @@ def _epoch(
         **row,
         "reward_mean": reward_B.mean(),
         "reward_std": reward_B.std(),
+        **{f"reward_{scorer}": each_B.mean() for scorer, each_B in rollouts.scorer_B.items()},
         "zero_advantage_share": float((advantage_B == 0).mean()),
         "images": len(reward_B),
         **map_diagnostics(map_RTHW, rollouts, allocation.blocks, processes),

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import socket
 from pathlib import Path
 
 import easyocr_en_models
@@ -98,6 +99,31 @@ def test_spoilt_weights_are_bad_input(tmp_path: Path) -> None:
     (tmp_path / "english_g2.pth").write_bytes(b"spoilt")
     with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*MD5 mismatch"):
         make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(tmp_path), device="cpu"))
+
+
+def test_the_doctor_finds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import easyocr.config
+
+    from star.doctor.weights import _easyocr
+
+    (found,) = _easyocr(Scorers(ocr_weights=str(WEIGHTS)))
+    assert found == (True, f"scorers.ocr_engine: easyocr, weights in {WEIGHTS}")
+    ((fine, line),) = _easyocr(Scorers(ocr_weights=str(tmp_path)))
+    assert not fine and all(str(tmp_path / name) in line for name in FILES) and "scorers.ocr_weights" in line
+    monkeypatch.setattr(easyocr.config, "MODULE_PATH", str(tmp_path / "own"))
+    ((fine, line),) = _easyocr(Scorers())
+    assert not fine and str(tmp_path / "own/model" / FILES[0]) in line and "score once with a network" in line
+
+
+def test_without_network_and_weights_it_says_so_and_asks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import easyocr.config
+
+    monkeypatch.setattr(easyocr.config, "MODULE_PATH", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        closed = f"http://127.0.0.1:{listening.getsockname()[1]}/weights.zip"
+    monkeypatch.setitem(easyocr.config.detection_models["craft"], "url", closed)
+    with pytest.raises(InputError, match=r"scorers\.ocr_weights: EasyOCR has not got its weights .*refused"):
+        make_scorer("ocr", Scorers(ocr_engine="easyocr", device="cpu"))
 
 
 def test_pickscore_lives_beside_it(pages: object) -> None:

@@ -1,0 +1,29 @@
+"""Published prompt files: in the mirror or the cache, unchanged, or how to get them."""
+
+from collections.abc import Iterator
+
+from star.config import Config
+from star.errors import InputError
+from star.prompts import published
+
+
+def check(config: Config) -> Iterator[tuple[bool, str]]:
+    """One line a file; none where everything is generated."""
+    if config.prompts.world == "miniature":
+        return
+    for task in ("ocr", "pickscore"):
+        if task not in config.tasks or (task == "ocr" and config.prompts.ocr == "generated"):
+            continue
+        for split in ("train", "test"):
+            yield _file(f"dataset/{task}/{split}.txt", task, split, config.prompts.mirror)
+
+
+def _file(name: str, task: str, split: str, mirror: str | None) -> tuple[bool, str]:
+    try:
+        found = published.local(name, mirror)
+    except InputError as error:
+        return False, f"prompts: {error}"
+    if found is None:
+        fetch = f"`star prompts --task {task} --split {split} --out FILE` with this configuration and a network fetches it"
+        return False, f"prompts: {name} is not in {published.CACHE}: {fetch}, or set prompts.mirror"
+    return True, f"prompts: {found}, the published file"
