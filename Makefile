@@ -1,7 +1,7 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
 # make lint        ruff                 make report  one HTML page of the results
-# make test-slurm     the pipeline on a real SLURM of one node, started and stopped here; not part of `make test`
+# make test-slurm     the pipeline on a real SLURM of two nodes, started and stopped here; not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from star.config import Config
 from star.errors import InputError
+from star.hub import is_repository
 
 _TEXTS = ("*.json", "*.txt", "*.model")
 _MODEL = (*_TEXTS, "model.safetensors", "model-*.safetensors")
@@ -42,7 +43,7 @@ def repositories(config: Config) -> list[Repository]:
         named.append(Repository("scorers.detector_model", s.detector_model, s.detector_revision, _MODEL))
     if s.detector != "miniature":
         named.append(Repository("scorers.color_model", s.color_model, s.color_revision, _MODEL))
-    return [r for r in named if r.name.count("/") == 1 and not r.name.startswith((".", "/")) and not Path(r.name).exists()]
+    return [r for r in named if is_repository(r.name)]
 
 
 def _published(config: Config) -> list[tuple[str, str]]:
