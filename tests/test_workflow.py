@@ -177,7 +177,9 @@ def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
 def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
     conda = toy.folder / "bin/conda"  # answers what a dry run asks
     conda.parent.mkdir()
-    conda.write_text('#!/bin/sh\necho \'{"conda_version": "24.11.0", "conda_prefix": "/", "get": {}}\'\n')
+    conda.write_text(
+        '#!/bin/sh\necho \'{"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}\'\n'
+    )
     conda.chmod(0o755)
     for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
         done = toy.snakemake(

@@ -140,7 +140,7 @@ def _until(ready: Callable[[], bool], folder: Path, what: str) -> None:
 def cluster() -> Iterator[dict[str, str]]:
     """Start SLURM, yield the environment in which its commands work, end every job and daemon.
 
-    Raises RuntimeError, with the end of the logs, when it does not start in half a minute.
+    Raises RuntimeError, with the end of the logs, when it does not start in a minute.
     """
     with tempfile.TemporaryDirectory(prefix="star-slurm-") as name, ExitStack() as stack:
         folder = Path(name)
