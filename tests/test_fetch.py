@@ -135,8 +135,10 @@ from pathlib import Path
 from star import cli
 from star.config import load
 from star.policy.generator import load_pipeline
-from star.scoring.pickscore import PickScorer
+from star.scoring.pickscore import PickScorer, golden
 
+of = golden.preferences  # the built-in pictures are for PickScore itself; here the miniature's model comes from the hub
+golden.preferences = lambda model: of("resources/miniature/pickscore")
 cli.main(["fetch", "--config", sys.argv[1]])
 config = load(Path(sys.argv[1]))
 load_pipeline(config.policy), PickScorer(config.scorers)

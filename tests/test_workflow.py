@@ -1,5 +1,6 @@
 """The workflow with a stand-in for the `star` command: what runs, what runs again, what a bad configuration does."""
 
+import json
 import os
 import re
 import shutil
@@ -177,7 +178,8 @@ def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
 def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
     conda = toy.folder / "bin/conda"  # answers what a dry run asks
     conda.parent.mkdir()
-    conda.write_text('#!/bin/sh\necho \'{"conda_version": "24.11.0", "conda_prefix": "/", "get": {}}\'\n')
+    info = {"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(info)}'\n")
     conda.chmod(0o755)
     for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
         done = toy.snakemake(
