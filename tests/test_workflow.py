@@ -1,5 +1,6 @@
 """The workflow with a stand-in for the `star` command: what runs, what runs again, what a bad configuration does."""
 
+import json
 import os
 import re
 import shutil
@@ -177,9 +178,8 @@ def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
 def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
     conda = toy.folder / "bin/conda"  # answers what a dry run asks
     conda.parent.mkdir()
-    conda.write_text(
-        '#!/bin/sh\necho \'{"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}\'\n'
-    )
+    info = {"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(info)}'\n")
     conda.chmod(0o755)
     for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
         done = toy.snakemake(
@@ -214,6 +214,5 @@ def test_every_rule_says_what_it_needs():
     for name, block in rules.items():
         for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):
             assert key in block, f"rule {name} has no {key}"
-        # SCORING is envs/star.yaml or envs/easyocr.yaml; test_config compares both with pyproject.toml.
-        (environment,) = re.findall(r"conda:\n +(\S+)\n", block)
-        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}"
+        environment = re.search(r"conda:\n +(\S+)\n", block)[1]
+        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}: conda: {environment}"

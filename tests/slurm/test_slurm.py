@@ -32,7 +32,7 @@ class Pipeline:
         config["policy"]["model"] = f"{resources}/base"
         config["scorers"] |= {"pickscore_model": f"{resources}/pickscore", "pickscore_processor": f"{resources}/pickscore"}
         config["training"] |= {"epochs": EPOCHS, "checkpoint_every": CHECKPOINT_EVERY}
-        config["rollout"]["batch"] = config["rollout"]["group_size"]
+        config["rollout"]["batch"] = 6  # two micro-batches an optimizer step: one for each of two processes
         config["evaluation"] |= {"steps": 2}
         config["compute"] = {"processes": machines, "machines": machines}
         config["tasks"] = {"ocr": {"reward": {"ocr": 1.0}}}
