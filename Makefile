@@ -3,6 +3,7 @@
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
+# make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce test test-slurm test-easyocr test-kill lint ui report schema
+.PHONY: install reproduce test test-slurm test-easyocr test-kill bench lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -49,6 +50,9 @@ test-easyocr:
 
 test-kill: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
+
+bench: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/training.py --out docs/benchmarks/miniature
 
 lint: install
 	$(BIN)/ruff check .
