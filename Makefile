@@ -1,6 +1,7 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
 # make lint        ruff                 make report  one HTML page of the results
+# make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
@@ -13,7 +14,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce test test-easyocr test-kill bench lint ui report schema
+.PHONY: install reproduce test test-slurm test-easyocr test-kill bench lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -36,6 +37,10 @@ reproduce: install
 
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+test-slurm: install
+	$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slurm]'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/slurm
 
 test-easyocr:
 	test -d .venv-easyocr || $(PYTHON) -m venv .venv-easyocr

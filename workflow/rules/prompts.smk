@@ -1,4 +1,6 @@
 rule prompts:
+    input:
+        fetched=FETCHED,
     output:
         f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl",
     log:
