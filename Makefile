@@ -2,7 +2,9 @@
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
 # make evidence    docs/evidence.md from the collected runs in docs/evidence/data, without training
 # make lint        ruff                 make report  one HTML page of the results
+# make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
+# make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
 # make test-browser   the MLflow pages in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
@@ -14,7 +16,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-easyocr test-kill test-browser lint ui report schema
+.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-browser bench lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -41,6 +43,10 @@ evidence: install # docs/evidence.md from the collected runs in docs/evidence/da
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
+test-slurm: install
+	$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slurm]'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/slurm
+
 test-easyocr:
 	test -d .venv-easyocr || $(PYTHON) -m venv .venv-easyocr
 	.venv-easyocr/bin/python -m pip install --quiet --disable-pip-version-check -r tests/easyocr_engine/requirements.txt
@@ -53,6 +59,9 @@ test-kill: install
 test-browser: install
 	@command -v chromium >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium)" >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
+
+bench: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/training.py --out docs/benchmarks/miniature
 
 lint: install
 	$(BIN)/ruff check .

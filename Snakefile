@@ -28,6 +28,7 @@ onstart:
     write_resolved_config()
 
 
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/sample.smk"

@@ -150,6 +150,15 @@ def _log(args: argparse.Namespace) -> None:
         tracking.mirror(config, args.task, args.method, args.seed, args.run)
 
 
+def _fetch(args: argparse.Namespace) -> None:
+    if sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+    from star.fetch import fetch
+
+    for line in fetch(configuration.load(args.config, args.set)):
+        print(line, flush=True)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from star.doctor import examine
 
@@ -237,6 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     run_of(s, task=False)
     s.add_argument("--run", type=Path, help="the run's folder")
     s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
+
+    stage("fetch", _fetch, "bring what a configuration needs from the network into this machine's caches")
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
 

@@ -183,13 +183,14 @@ def test_every_key_is_documented():
     assert documented == keys(Config) | {f"tasks.{key}" for key in keys(task)}
 
 
-def test_every_dependency_has_a_reason_and_the_conda_environment_the_same_list():
+def test_every_dependency_has_a_reason_and_the_conda_environments_the_same_lists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
     text = (ROOT / "docs/dependencies.md").read_text()
     assert set(re.findall(r"^\| ([\w-]+) \| ", text, re.MULTILINE)) - {"package"} == names
     for requirement in itertools.chain(*project["optional-dependencies"].values()):
         assert re.match(r"[\w-]+", requirement)[0] in text
-    environment = yaml.safe_load((ROOT / "envs/star.yaml").read_text())
-    (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert packages == project["dependencies"]
+    for name, extras in (("star", []), ("easyocr", project["optional-dependencies"]["easyocr"])):
+        environment = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
+        (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+        assert packages == project["dependencies"] + extras

@@ -262,7 +262,7 @@ def test_published_prompts_are_found_and_verified(
     cached = [line for line in _lines(_config(*settings), capsys)[1] if "prompts:" in line]
     assert [line[:4] for line in cached] == ["FAIL", "FAIL", "ok  ", "ok  "]
     assert "not the published dataset/ocr/train.txt" in cached[0] and "delete it" in cached[0]
-    assert "`star prompts --task ocr --split test" in cached[1] and "prompts.mirror" in cached[1]
+    assert "`star fetch` with this configuration" in cached[1] and "prompts.mirror" in cached[1]
     mirrored = [
         line for line in _lines(_config(*settings, f"prompts.mirror={tmp_path}/mirror"), capsys)[1] if "prompts:" in line
     ]

@@ -84,6 +84,17 @@ def test_two_processes_give_the_numbers_of_one(random_base: Path, tmp_path: Path
         torch.testing.assert_close(_adapter(tmp_path)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def test_a_process_whose_micro_batches_all_only_fill_up_agrees_with_the_others(random_base: Path, tmp_path: Path) -> None:
+    one_a_step = ["training.updates_per_epoch=4", "training.epochs=1", "training.checkpoint_every=1"]
+    for processes in (1, 2):
+        more = (*one_a_step, f"compute={{processes: {processes}}}")
+        process = _start(_command(tmp_path / str(processes), random_base, processes, "random", *more))
+        printed = _finish(process)
+        assert process.returncode == 0, printed
+    ((one,), (two,)) = (_metrics(tmp_path / "1"), _metrics(tmp_path / "2"))
+    assert two == pytest.approx(one, rel=2e-3, abs=1e-5)
+
+
 def _wait_for(file: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 200
     while not file.exists():

@@ -1,5 +1,6 @@
 """The workflow with a stand-in for the `star` command: what runs, what runs again, what a bad configuration does."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 # `python -m star.cli` finds this one first, because jobs run in the toy's folder.
 STAND_IN = """
+import os
 import sys
 from pathlib import Path
 import yaml
@@ -22,6 +24,8 @@ stage, *rest = sys.argv[1:]
 given = dict(zip(rest[::2], rest[1::2])) if stage != "evidence" else dict(zip(rest[3::2], rest[4::2]))
 with open("calls.txt", "a") as file:
     print(stage, *rest, file=file)
+with open("offline.txt", "a") as file:
+    print(stage, os.environ.get("HF_HUB_OFFLINE"), file=file)
 
 def put(path, text="x"):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +78,12 @@ class Toy:
         (folder / "star/__init__.py").touch()
         (folder / "star/cli.py").write_text(STAND_IN)
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+    def snakemake(self, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
         snakemake = str(Path(sys.executable).with_name("snakemake"))
         command = [snakemake, "-s", str(ROOT / "Snakefile"), "--configfile", "toy.yaml", "--cores", "2", *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        if path:
+            environment["PATH"] = f"{path}:{environment['PATH']}"
         return subprocess.run(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -179,6 +185,33 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
 
 
+def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
+    toy, scores = Toy(tmp_path), "results/toy/ocr/base/seed0/scores/step0.jsonl"
+    hub = ("--config", "policy={model: acme/base, revision: abc}", "--", scores)
+    done = toy.snakemake(*hub)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "offline.txt").read_text().split("\n") == ["fetch None", "prompts 1", "sample 1", "score 1", ""]
+    (fetched,) = (tmp_path / "results/toy").glob("fetched-*.txt")
+    fetched.touch()
+    assert toy.planned(*hub)[0] == {}  # fetched again, it is the same
+    jobs, _ = toy.planned("--config", "policy={model: acme/base, revision: def}", "--", scores)
+    assert jobs == {"fetch": 1, "prompts": 1, "sample": 1, "score": 1}
+
+
+def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
+    conda = toy.folder / "bin/conda"  # answers what a dry run asks
+    conda.parent.mkdir()
+    info = {"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(info)}'\n")
+    conda.chmod(0o755)
+    for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
+        done = toy.snakemake(
+            "-n", "--forceall", "--sdm", "conda", "--config", f"scorers={{ocr_engine: {engine}}}", path=conda.parent
+        )
+        assert done.returncode == 0, done.stdout
+        assert set(re.findall(r"Conda environment \S*?(\w+)\.yaml will be created", done.stdout)) == environments
+
+
 def test_a_wrong_key_stops_everything_and_is_named(toy: Toy):
     before = toy.calls()
     done = toy.snakemake("--config", "training={epohcs: 3}")
@@ -200,7 +233,9 @@ def test_every_rule_says_what_it_needs():
     for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
         for block in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
             rules[block.split(":")[0]] = block
-    assert {"prompts", "train", "sample", "score", "log", "maps", "tables", "pretrain_miniature"} <= set(rules)
+    assert {"fetch", "prompts", "train", "sample", "score", "log", "maps", "tables", "pretrain_miniature"} <= set(rules)
     for name, block in rules.items():
         for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):
             assert key in block, f"rule {name} has no {key}"
+        environment = re.search(r"conda:\n +(\S+)\n", block)[1]
+        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}: conda: {environment}"

@@ -17,15 +17,15 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
         for split in ("train", "test"):
             if split in config.prompts.files.get(task, {}):
                 continue
-            yield _file(f"dataset/{task}/{split}.txt", task, split, config.prompts.mirror)
+            yield _file(f"dataset/{task}/{split}.txt", config.prompts.mirror)
 
 
-def _file(name: str, task: str, split: str, mirror: str | None) -> tuple[bool, str]:
+def _file(name: str, mirror: str | None) -> tuple[bool, str]:
     try:
         found = published.local(name, mirror)
     except InputError as error:
         return False, f"prompts: {error}"
     if found is None:
-        fetch = f"`star prompts --task {task} --split {split} --out FILE` with this configuration and a network fetches it"
-        return False, f"prompts: {name} is not in {published.CACHE}: {fetch}, or set prompts.mirror"
+        remedy = "`star fetch` with this configuration and a network brings it, or set prompts.mirror"
+        return False, f"prompts: {name} is not in {published.CACHE}: {remedy}"
     return True, f"prompts: {found}, the published file"

@@ -6,7 +6,7 @@ sees millions of images; here they weigh nearly the same, so the tags of which t
 set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts (pickscore), and for
 geneval, whose world is too small for three parts, the training set's prompts in another draw.
 
-The `global` set asks whether allocation gives way where a prompt speaks of the whole picture: free captions that are in no other
+The `global` set asks if allocation gives way where a prompt speaks of the whole picture: free captions that are in no other
 set, each content thrice (tags `local`: no ground named, `dark` and `light`: "on a dark background"), and captions whose objects
 all have one colour (`one_color`).
 """

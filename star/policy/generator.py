@@ -93,18 +93,24 @@ def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
 
 
 class Generator:
-    """A pipeline prepared as policy: frozen base, one LoRA adapter, recorded attention.
+    """A pipeline, given or loaded, prepared as policy: frozen base, one LoRA adapter, recorded attention.
 
     Raises InputError when the pipeline cannot be loaded, the device is missing or a block does not exist.
     """
 
-    def __init__(self, policy: Policy, allocation: Allocation | None = None, compute: Compute | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        allocation: Allocation | None = None,
+        compute: Compute | None = None,
+        pipe: StableDiffusion3Pipeline | None = None,
+    ) -> None:
         self.policy, self.allocation, self.compute = policy, allocation or Allocation(), compute or Compute()
         self.device = pick_device(policy.device)
         self.dtype = DTYPES[policy.precision]
         if self.compute.tf32:
             torch.set_float32_matmul_precision("high")
-        self.pipe = load_pipeline(policy)
+        self.pipe = pipe or load_pipeline(policy)
         self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
         vae = self.pipe.vae.requires_grad_(False).to(self.device).eval()
         if self.compute.vae_slicing:

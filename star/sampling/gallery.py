@@ -134,8 +134,8 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
 def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, seed: int) -> pd.DataFrame:
     """How concentrated the method's maps are on every prompt of a file and step; written to `out`/map_statistics.csv.
 
-    One ODE sample a prompt. Columns: prompt_id, tag, prompt, step, entropy, effective_area (see star.allocation.maps) and gain, the
-    localisation gain (nan without objects). Raises InputError as `measure` does.
+    One ODE sample a prompt. Columns: prompt_id, tag, prompt, step, entropy, effective_area (see star.allocation.maps) and gain,
+    the localisation gain (nan without objects). Raises InputError as `measure` does.
     """
     if settings.prompts.world != "miniature":
         raise InputError("--by-prompt: only the `miniature` world knows the true objects")
@@ -162,7 +162,7 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
 def _watch(
     generator: Generator, schedule: Schedule, records: list[dict], batch: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One ODE sample a prompt: raw attention [B, T, O, h, w], and the share of every token that true objects cover [B, h, w]."""
+    """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
     empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
     raw, regions = [], []
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):

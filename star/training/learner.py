@@ -79,7 +79,7 @@ class Learner:
         self.scaler.scale(loss).backward()
 
     def step(self, training: Training, epoch: int) -> tuple[float, float]:
-        """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm before and the change's.
+        """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm and the change's.
 
         With `update_norm` the weights change by exactly this norm, in the optimizer's direction.
 

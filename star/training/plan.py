@@ -28,23 +28,30 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
 
 
 def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
-    """An estimate of what a process needs on its device, GiB, a line each; `policy` has its adapter.
+    """The estimate of `memory_bytes`, GiB, in lines."""
+    gib = {part: size / _GIB for part, size in memory_bytes(policy, batch, processes).items()}
+    return [
+        f"memory   weights {gib['weights']:.2f} GiB, adapter with optimizer {gib['adapter']:.2f}, activations of a micro-"
+        f"batch of {batch} {gib['activations']:.2f}; text encoders {gib['text encoders']:.2f} while prompts are encoded",
+        f"memory   estimated peak of a process {gib['peak']:.1f} GiB",
+    ]
+
+
+def memory_bytes(policy: Generator, batch: int, processes: int) -> dict[str, float]:
+    """An estimate of what a process needs on its device, bytes by part and at the `peak`; `policy` has its adapter.
 
     Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the
     autoencoder needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
     """
     pipe, transformer = policy.pipe, policy.transformer
     shared = processes if policy.compute.shard else 1
-    weights = _bytes(transformer, trained=False) / shared + _bytes(pipe.vae)
-    adapter = _ADAPTER_COPIES * _bytes(transformer, trained=True)
-    encoders = sum(_bytes(e) for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None)
-    activations = activation_bytes(policy, batch)
-    peak = weights + adapter + max(activations, encoders)
-    return [
-        f"memory   weights {weights / _GIB:.2f} GiB, adapter with optimizer {adapter / _GIB:.2f}, activations of a micro-"
-        f"batch of {batch} {activations / _GIB:.2f}; text encoders {encoders / _GIB:.2f} while prompts are encoded",
-        f"memory   estimated peak of a process {peak / _GIB:.1f} GiB",
-    ]
+    parts = {
+        "weights": _bytes(transformer, trained=False) / shared + _bytes(pipe.vae),
+        "adapter": _ADAPTER_COPIES * _bytes(transformer, trained=True),
+        "activations": activation_bytes(policy, batch),
+        "text encoders": sum(_bytes(e) for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None),
+    }
+    return parts | {"peak": parts["weights"] + parts["adapter"] + max(parts["activations"], parts["text encoders"])}
 
 
 def _bytes(module: nn.Module, trained: bool | None = None) -> int:

@@ -156,8 +156,8 @@ def update_policy(
         grad_norm, update_norm = learner.step(training, epoch)
         seen["grad_norm"].append(grad_norm)
         seen["update_norm"].append(update_norm)
-    everyones = processes.gather(dict(seen))
-    seen = {name: [v for one in everyones for v in one.get(name, [])] for name in seen}
+    everyones = processes.gather(dict(seen))  # the first process always has a micro-batch that counts, others may have none
+    seen = {name: [v for one in everyones for v in one.get(name, [])] for name in everyones[0]}
     row = {name: float(np.mean(values)) for name, values in seen.items()}
     row |= {"ratio_min": float(np.min(seen["ratio_min"])), "ratio_max": float(np.max(seen["ratio_max"]))}
     return row | {"ratio_max_deviation": max(row["ratio_max"] - 1, 1 - row["ratio_min"])}

@@ -8,6 +8,7 @@ import yaml
 
 from star.config import methods_of, published_epochs, run_settings
 from star.evidence import questions
+from star.fetch import needs
 from star.scoring import custom
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
@@ -18,21 +19,29 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
 EVIDENCE_TABLES = [f"evidence{part}" for part in ["", "_learning", "_cost", "_guards", "_diagnostics", "_runs"]]
+NEEDS = "\n".join(needs(CONFIG))  # from the network
+FETCHED_FILE = EXPERIMENT / f"fetched-{hashlib.sha256(NEEDS.encode()).hexdigest()[:12]}.txt"
+# Fetching the same again reruns nothing. Needs that changed have another file: had they the same, Snakemake would stop at the
+# ancient file of a job that it is about to run, and not look at what lies behind it.
+FETCHED = [ancient(FETCHED_FILE)] if NEEDS else []
 TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
 
 # A conda environment brings its own python; otherwise it is the one that runs Snakemake.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
-STAR = f"OMP_WAIT_POLICY=PASSIVE {PYTHON} -m star.cli"  # Snakemake sets OMP_NUM_THREADS and its kin to {threads}
+ONLINE_STAR = f"OMP_WAIT_POLICY=PASSIVE {PYTHON} -m star.cli"  # Snakemake sets OMP_NUM_THREADS and its kin to {threads}
 if workflow.deployment_settings.deployment_method:
-    STAR = f"PYTHONPATH={workflow.basedir} {STAR}"
+    ONLINE_STAR = f"PYTHONPATH={workflow.basedir} {ONLINE_STAR}"
+STAR = f"HF_HUB_OFFLINE=1 {ONLINE_STAR}"  # what jobs need from the hub the rule `fetch` has brought
+
+SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
 
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
-PROCESSES = CONFIG.compute.processes
+PROCESSES, MACHINES = CONFIG.compute.processes, CONFIG.compute.machines
 TRAIN = f"{STAR} train"
 if PROCESSES > 1:
     TRAIN = (
-        f"OMP_WAIT_POLICY=PASSIVE PYTHONPATH={workflow.basedir} "
-        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {CONFIG.compute.machines} train"
+        f"HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH={workflow.basedir} "
+        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {MACHINES} train"
     )
 
 

@@ -2,6 +2,7 @@ rule sample_attributes:
     # Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's pickscore task.
     input:
         trained,
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/global.jsonl",
         policy=weights(CONFIG.policy.model),
     output:
@@ -32,6 +33,7 @@ rule sample_attributes:
 rule score_attributes:
     input:
         f"{RUN}/global/samples/prompts.jsonl",
+        fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task),
     output:
         f"{RUN}/global/scores.jsonl",
@@ -59,6 +61,7 @@ rule score_attributes:
 rule map_statistics:
     input:
         trained,
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/global.jsonl",
         policy=weights(CONFIG.policy.model),
     output:

@@ -1,3 +1,8 @@
+localrules:  # one machine writes MLflow's database: file locks of network file systems are not to be relied on
+    log,
+    log_tables,
+
+
 rule log:
     input:
         trained,

@@ -1,6 +1,7 @@
 rule maps:
     input:
         trained,
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
         policy=weights(CONFIG.policy.model),
     output:

@@ -1,6 +1,7 @@
 rule prompts:
     input:
-        lambda wildcards: CONFIG.prompts.files.get(wildcards.task, {}).get(wildcards.split, []),
+        own=lambda wildcards: CONFIG.prompts.files.get(wildcards.task, {}).get(wildcards.split, []),
+        fetched=FETCHED,
     output:
         f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl",
     log:

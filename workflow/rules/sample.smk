@@ -3,6 +3,7 @@ rule sample:
     # (`--start-over`: unless they are of other weights or settings).
     input:
         trained,
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
         policy=weights(CONFIG.policy.model),
     output:

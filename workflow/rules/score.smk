@@ -1,6 +1,7 @@
 rule score:
     input:
         f"{RUN}/samples/step{{step}}/prompts.jsonl",
+        fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task, "pickscore"),  # the guards look with PickScore
     output:
         scores=f"{RUN}/scores/step{{step}}.jsonl",
@@ -20,7 +21,7 @@ rule score:
         runtime=240 if GPUS else 60,
         gpu=GPUS,
     conda:
-        "../../envs/star.yaml"
+        SCORING
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
     shell:

@@ -3,6 +3,7 @@ rule train:
     # are declared; metrics.jsonl and checkpoints/ lie beside them, and a rerun continues from there (`--start-over`: unless
     # they belong to other settings).
     input:
+        fetched=FETCHED,
         prompts=f"{EXPERIMENT}/prompts/{{task}}/train.jsonl",
         policy=weights(CONFIG.policy.model),
         scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].reward),
@@ -20,17 +21,20 @@ rule train:
     wildcard_constraints:
         method="|".join(METHODS),
     priority: 10
-    threads: (8 if GPUS else 1) * PROCESSES
+    threads: (8 if GPUS else 1) * PROCESSES // MACHINES
     resources:
-        mem_mb=(64000 if GPUS else 3000) * PROCESSES,
+        mem_mb=(64000 if GPUS else 3000) * PROCESSES // MACHINES,
         runtime=2880 if GPUS else 120,
         gpu=GPUS * PROCESSES,
-        nodes=CONFIG.compute.machines,
+        nodes=MACHINES,
+        # The plugin for SLURM runs a job by one srun on one machine, unless it is one that calls srun itself.
+        **({"mpi": "srun", "tasks": MACHINES, "tasks_per_gpu": 0} if MACHINES > 1 else {}),
     conda:
-        "../../envs/star.yaml"
+        SCORING
     message:
         "Training {wildcards.method} on {wildcards.task}, seed {wildcards.seed}; progress in {log}"
     shell:
-        "{TRAIN} --config {params.config} --task {wildcards.task} --method {wildcards.method} "
+        # SIGTERM reaches the shell too. Without the trap it would end there and then, and with it, unfinished, the training.
+        "trap : TERM; {TRAIN} --config {params.config} --task {wildcards.task} --method {wildcards.method} "
         "--seed {wildcards.seed} --prompts {input.prompts} --out {params.run} --start-over > {log} 2>&1 && "
         "sha256sum {params.adapters} > {output}"

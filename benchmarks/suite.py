@@ -1,0 +1,144 @@
+"""The measurements of benchmarks/training.py, what is quick first, each reported as soon as it is known.
+
+docs/benchmarks.md says what each number means. Source: ours.
+"""
+
+import time
+from collections import defaultdict
+
+import measure
+import numpy as np
+import torch
+from measure import ImageFlops, Meter
+from report import Report
+from work import METHODS, Work
+
+from star.training.plan import memory_bytes
+from star.training.rollout import trained_steps
+
+GIB = 2**30
+
+
+def matrix_rate(work: Work) -> float:
+    """FLOP/s of products as large as the model's own: the tokens of a batch, its width, its precision."""
+    policy, config = work.policy, work.policy.transformer.config
+    images = work.settings["star"].rollout.batch * (2 if work.empty else 1)
+    tokens = images * (policy.latent_shape()[1] // config.patch_size) ** 2
+    return measure.matrix_rate(policy.device, policy.dtype, tokens, config.num_attention_heads * config.attention_head_dim)
+
+
+def report_memory(report: Report, work: Work) -> None:
+    """The plan's estimate beside one forward and backward pass of a micro-batch, with gradient checkpointing and without."""
+    policy, batch = work.policy, work.settings["star"].rollout.batch
+    x, prompt = torch.randn(batch, *policy.latent_shape(), device=policy.device), policy.encode(work.records[:batch])
+    as_set = policy.compute.gradient_checkpointing
+    for on in (True, False):
+        name, meter = f"activations, checkpointing {'on' if on else 'off'}", Meter(policy.device)
+        with measure.checkpointing(policy, on), torch.compiler.set_stance("force_eager"):
+            estimate = memory_bytes(policy, batch, 1)
+            report.add(f"{name}, estimated", estimate["activations"] / GIB, "GiB", note=f"micro-batch of {batch}")
+            if on == as_set:
+                report.add(
+                    "peak of training, estimated", estimate["peak"] / GIB, "GiB", note="decoder and workspaces not in it"
+                )
+            if estimate["activations"] > 0.9 * measure.free_memory(policy.device):
+                report.say(f"{name}: not measured, it would not fit")
+                continue
+            for part in ("first", "second"):  # the first makes workspaces and room for gradients
+                with meter.part(part):
+                    policy.velocity(x, 0.5, prompt, work.empty).square().mean().backward()
+            work.learner.optimizer.zero_grad(set_to_none=True)
+            report.add(f"{name}, measured", meter.added["second"] / GIB, "GiB", note="peak of one forward and backward pass")
+
+
+def take_turns(
+    report: Report, work: Work, repeats: int, minutes: float, began: float
+) -> tuple[dict[str, list[Meter]], list[Meter], list[float]]:
+    """Warm up, then `repeats` turns, of which none but the first starts when it would end later than `minutes` after `began`.
+
+    Returns the epochs of every method, what was measured alone, and the matrix rates.
+    """
+    for method in METHODS:
+        _, row = work.epoch(method, 1, updates=1)
+        if method != "plain":
+            report.add(f"{method}: largest ratio off 1", row["ratio_max_deviation"], "", note="before an update; 0 is exact")
+    epochs, alone, rates, longest = defaultdict(list), [], [], 0.0
+    for turn in range(repeats):
+        started = time.perf_counter()
+        if turn and started - began + longest > 60 * minutes:
+            report.say(f"stopped after {turn} turns, --minutes {minutes:g}")
+            break
+        for i in range(len(METHODS)):
+            method = METHODS[(i + turn) % len(METHODS)]
+            meter, _ = work.epoch(method, turn + 2)
+            epochs[method].append(meter)
+            parts = "  ".join(f"{name} {seconds:.3f}" for name, seconds in meter.seconds.items())
+            report.say(f"turn {turn + 1}  {method:<9}  {meter.total():.3f} s: {parts}")
+        alone.append(work.alone())
+        rates.append(matrix_rate(work))
+        longest = max(longest, time.perf_counter() - started)
+    return epochs, alone, rates
+
+
+def report_method(
+    report: Report, work: Work, method: str, epochs: list[Meter], flops: ImageFlops, rate: float, paper: int | None
+) -> None:
+    """One method's parts, images a second and shares of the matrix rate; an estimate for the `paper`'s images an epoch."""
+    settings, n = work.settings["star"], len(epochs)
+    rollout, checkpointed = settings.rollout, settings.compute.gradient_checkpointing
+    images, steps = rollout.groups * rollout.group_size, len(trained_steps(rollout, 0, 1))
+    parts = {name: float(np.median([m.seconds[name] for m in epochs])) for name in epochs[0].seconds}
+    for name, seconds in parts.items():
+        report.add(f"{method}: {name}", seconds, "s an epoch", n=n)
+    for name in epochs[0].peak:
+        report.add(f"{method}: peak memory, {name}", max(m.peak[name] for m in epochs) / GIB, "GiB", n=n)
+    whole = float(np.median([m.total() for m in epochs]))
+    report.add(f"{method}: images a second", images / whole, "images/s", n=n, note=f"epochs of {images}")
+    if paper is not None:
+        once = 0 if method == "plain" else parts["encode"]
+        estimate = once + paper * (whole - once) / images
+        report.add(f"{method}: epoch of {paper} images", estimate, "s", n=n, note="estimate by image; ours encodes once")
+    sampling = images * (rollout.steps * flops.forward + flops.decode)
+    update = images * steps * (flops.forward + flops.backward + (flops.reference if settings.training.kl_beta > 0 else 0))
+    report.add(f"{method}: rollout, share of matrix rate", sampling / parts["rollout"] / rate, "", n=n)
+    report.add(f"{method}: update, share of matrix rate", update / parts["update"] / rate, "", n=n)
+    if checkpointed:
+        again = update + images * steps * flops.forward
+        report.add(f"{method}: update, share with recomputation", again / parts["update"] / rate, "", n=n)
+
+
+def report_more(report: Report, name: str, star: list[float], scalar: list[float]) -> None:
+    """How much longer STAR takes than the scalar method."""
+    more = [100 * (ratio - 1) for ratio in measure.paired_ratio(star, scalar)]
+    report.add(f"STAR over scalar, {name}", more[0], "% more", (more[1], more[2]), n=len(star), note="epochs of a turn paired")
+
+
+def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | None) -> None:
+    """Measure everything and report it, what is quick first."""
+    began, batch = time.perf_counter(), work.settings["star"].rollout.batch
+    report.add("matrix rate, at the start", matrix_rate(work) / 1e12, "TFLOP/s", note=work.settings["star"].policy.precision)
+    flops = measure.image_flops(work.policy, work.policy.encode(work.records[:1]), work.empty)
+    for name, value in vars(flops).items():
+        report.add(f"{name} of an image", value / 1e9, "GFLOP")
+    report_memory(report, work)
+    epochs, alone, rates = take_turns(report, work, repeats, minutes, began)
+    n, rate = len(alone), float(np.median(rates))
+    report.add("matrix rate", rate / 1e12, "TFLOP/s", n=n)
+    for part in ("decode", "reward"):
+        report.add(f"{part} alone", float(np.median([m.seconds[part] for m in alone])) / batch, "s an image", n=n)
+    for method in METHODS:
+        report_method(report, work, method, epochs[method], flops, rate, paper)
+    seconds = {method: [m.total() for m in epochs[method]] for method in METHODS}
+    for name, above, below in (
+        ("flow_grpo over plain, images a second", "plain", "flow_grpo"),
+        ("star over plain, images a second", "plain", "star"),
+    ):
+        ratio, *interval = measure.paired_ratio(seconds[above], seconds[below])
+        report.add(name, ratio, "times", tuple(interval), n=n)
+    report_more(report, "whole epoch", seconds["star"], seconds["flow_grpo"])
+    for part in ("rollout", "update"):
+        report_more(report, part, *([m.seconds[part] for m in epochs[method]] for method in ("star", "flow_grpo")))
+    maps = [m.seconds["maps"] / whole for m, whole in zip(epochs["star"], seconds["star"], strict=True)]
+    report.add("star: maps after the rollout, share of an epoch", 100 * float(np.median(maps)), "%", n=n)
+    peak = {method: max(max(m.peak.values()) for m in epochs[method]) for method in METHODS}
+    report.add("STAR over scalar, peak memory", 100 * (peak["star"] / peak["flow_grpo"] - 1), "% more", n=n)

@@ -1,0 +1,138 @@
+"""The work that is timed: one policy, and epochs of the scalar method, of STAR and of plain Flow-GRPO on it, measured by part.
+
+All share weights, prompts, steps, batches and an optimizer whose rate is next to nothing, so that they keep doing the same
+work. Advantages are drawn, so no rollout is dropped.
+"""
+
+import flow_grpo
+import numpy as np
+import torch
+from measure import Meter
+
+from star.config import RunSettings
+from star.miniature.regions import region
+from star.policy.generator import Generator
+from star.scoring.pool import RewardPool
+from star.training.learner import Learner
+from star.training.processes import Processes
+from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
+from star.training.trainer import make_maps, map_diagnostics
+from star.training.update import update_policy
+
+METHODS = ("flow_grpo", "star", "plain")
+
+
+class Work:
+    """One policy and its rewards, and an epoch of each method on them: seconds and peak bytes of its parts."""
+
+    def __init__(self, settings: dict[str, RunSettings], policy: Generator, pool: RewardPool, records: list[dict]) -> None:
+        self.settings, self.policy, self.pool, self.records = settings, policy, pool, records
+        self.learner = Learner(policy, settings["star"].training, seed=0)
+        self.encoders = [e for e in (policy.pipe.text_encoder, policy.pipe.text_encoder_2, policy.pipe.text_encoder_3) if e]
+        self.processes, self.empty = Processes(), policy.empty_prompt()
+        self.rollouts: Rollouts | None = None
+        self.visit(policy.device)
+        one = settings["flow_grpo"]
+        self.plain = flow_grpo.FlowGrpo(policy.pipe, one.policy, one.rollout, one.training, policy.device)
+        self.visit(torch.device("cpu"))
+
+    def visit(self, device: torch.device) -> None:
+        """Move the text encoders."""
+        for encoder in self.encoders:
+            encoder.to(device)
+
+    def epoch(self, method: str, epoch: int, updates: int | None = None) -> tuple[Meter, dict[str, float]]:
+        """An epoch's measurements, and what the update says; with another number of `updates` than the settings'."""
+        settings = self.settings["flow_grpo" if method == "plain" else method]
+        ids = draw_prompts(settings.rollout.groups, len(self.records), 0, epoch)
+        advantage_B = np.random.default_rng(epoch).normal(size=settings.rollout.groups * settings.rollout.group_size)
+        steps = trained_steps(settings.rollout, 0, epoch)
+        if method == "plain":
+            self.visit(self.policy.device)
+            with flow_grpo.stock_attention(self.policy.transformer), torch.compiler.set_stance("force_eager"):
+                result = self._plain(settings, ids, advantage_B, steps)
+            self.visit(torch.device("cpu"))
+            return result
+        training = settings.training.model_copy(update={"updates_per_epoch": updates or settings.training.updates_per_epoch})
+        return self._ours(settings.model_copy(update={"training": training}), ids, advantage_B, steps, epoch)
+
+    def _ours(
+        self, settings: RunSettings, ids: list[int], advantage_B: np.ndarray, steps: range, epoch: int
+    ) -> tuple[Meter, dict[str, float]]:
+        policy, rollout, meter = self.policy, settings.rollout, Meter(self.policy.device)
+        chosen, recorded = [self.records[i] for i in ids], settings.allocation.source != "none"
+        schedule = epoch_schedule(policy, rollout, steps)
+        with meter.part("encode"):
+            encoded = policy.encode(chosen)
+        with meter.part("rollout"):
+            rollouts = sample_epoch(
+                policy,
+                rollout,
+                schedule,
+                chosen,
+                ids,
+                encoded,
+                self.empty,
+                self.pool,
+                self.processes,
+                seed=0,
+                epoch=epoch,
+                record_maps=recorded,
+                region=region if settings.prompts.world == "miniature" else None,
+            )
+        meter.seconds["rollout"] -= rollouts.seconds_reward
+        meter.seconds["reward"] = rollouts.seconds_reward  # what is left to wait for
+        with meter.part("maps"):
+            map_RTHW = make_maps(settings.allocation, rollouts, steps, 0, epoch)
+            map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, self.processes)
+        with meter.part("update"):
+            row = update_policy(
+                self.learner,
+                settings.training,
+                settings.allocation.objective,
+                schedule,
+                steps,
+                rollouts,
+                map_RTHW,
+                advantage_B,
+                chosen,
+                encoded,
+                self.empty,
+                self.processes,
+                batch=rollout.batch,
+                seed=0,
+                epoch=epoch,
+                expect_ratio_one=False,
+            )
+        self.rollouts = rollouts
+        return meter, row
+
+    def _plain(
+        self, settings: RunSettings, ids: list[int], advantage_B: np.ndarray, steps: range
+    ) -> tuple[Meter, dict[str, float]]:
+        plain, rollout, meter = self.plain, settings.rollout, Meter(self.policy.device)
+        chosen = [self.records[i] for i in np.repeat(ids, rollout.group_size)]
+        parts = []
+        for start in range(0, len(chosen), rollout.batch):
+            records = chosen[start : start + rollout.batch]
+            with meter.part("encode"):
+                text = plain.encode([r["prompt"] for r in records])
+            with meter.part("rollout"):
+                shape = (len(records), rollout.steps + 1, *self.policy.latent_shape())
+                samples, pictures = plain.sample(*text, torch.randn(shape, device=plain.device), steps)
+            with meter.part("reward"):
+                self.pool.submit(pictures, records).result()
+            parts.append(samples)
+        with meter.part("update"):
+            row = plain.update(flow_grpo.joined(parts), torch.from_numpy(advantage_B).float(), steps, self.learner.optimizer)
+        return meter, row
+
+    def alone(self) -> Meter:
+        """Decoding and rewarding a batch of the last epoch, each with nothing beside it."""
+        meter, rows = Meter(self.policy.device), slice(self.settings["star"].rollout.batch)
+        latents = self.rollouts.latents_RSCHW[rows, -1].to(self.policy.device)
+        with meter.part("decode"):
+            pictures = self.policy.decode(latents)
+        with meter.part("reward"):
+            self.pool.submit(pictures, self.records[: len(pictures)]).result()
+        return meter
