@@ -98,10 +98,10 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
     advantage_B[[1, 2, 6, 9]] = 0  # are dropped
     gradients = []
 
-    def keep(*_: object) -> float:
+    def keep(*_: object) -> tuple[float, float]:
         gradients.append(torch.cat([p.grad.flatten() for p in learner.parameters]))
         learner.optimizer.zero_grad()
-        return 0.0
+        return 0.0, 0.0
 
     learner.step = learner.optimizer.step = keep
     row = update_policy(

@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(random_base: Pat
     name = next(n for n, p in learner.policy.transformer.named_parameters() if p is learner.parameters[3])
     before = [p.detach().clone() for p in learner.parameters]
     with pytest.raises(Diverged, match=rf"gradient of {name} is not finite \(epoch 7\); weights are untouched"):
-        learner.step(1.0, 7)
+        learner.step(settings.training, 7)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True)) and learner.ema.steps == 0
 
 
@@ -126,14 +126,15 @@ def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_ou
     for p in learner.parameters:
         p.grad = torch.full_like(p, torch.inf)
     learner.backward(sum((p * 0).sum() for p in learner.parameters))
-    assert learner.step(1.0, 1) == 0.0 and learner.scaler.get_scale() == 2**15 and learner.ema.steps == 0
+    assert learner.step(settings.training, 1) == (0.0, 0.0) and learner.scaler.get_scale() == 2**15 and learner.ema.steps == 0
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
     learner.backward(sum((p * 1e-3).sum() for p in learner.parameters))  # the same step as without a scale
-    norm = learner.step(1e9, 1)
+    norm, change = learner.step(settings.training.model_copy(update={"max_grad_norm": 1e9}), 1)
     count = sum(p.numel() for p in learner.parameters)
     assert norm == pytest.approx(1e-3 * count**0.5, rel=1e-4) and learner.ema.steps == 1
     for p, b in zip(learner.parameters, before, strict=True):  # AdamW's first step: -lr * sign, and weight decay
         torch.testing.assert_close(p, b * (1 - 3e-7) - settings.training.learning_rate, rtol=1e-3, atol=1e-5)
+    assert change == pytest.approx(settings.training.learning_rate * count**0.5, rel=1e-2)
 
 
 def test_float16_trains_with_a_ratio_of_one_and_keeps_its_scale_in_the_state(random_base: Path, tmp_path: Path) -> None:
