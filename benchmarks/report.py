@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
+from star.environment import processor, revision
 from star.errors import InputError
 
 
@@ -18,20 +17,7 @@ def device_name(device: torch.device) -> str:
     """The GPU, or the processor with the threads that torch uses of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _revision() -> str:
-    """The commit of this checkout, `+` behind it with changes in the code, or unknown outside of git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return "unknown"
-    changed = subprocess.run([*git, "status", "--porcelain", "--", ".", "../star", "../config"], capture_output=True, text=True)
-    return head.stdout.strip() + ("+" if changed.stdout else "")
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 class Report:
@@ -49,7 +35,7 @@ class Report:
             "device": device_name(device),
             "torch": torch.__version__,
             "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-            "revision": _revision(),
+            "revision": revision() or "unknown",
             "load": _load(),
         }
         self.say(*(f"{name:<9}{value}" for name, value in self.about.items()))

@@ -13,7 +13,6 @@ import argparse
 import datetime
 import itertools
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,24 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sd35_medium import save_pickscore
+from sd35_medium import clip_text, clip_vision, save_clip, save_pickscore
 from tqdm import tqdm
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessorPil,
-    SwinConfig,
-)
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
 
 from star import config as configuration
 from star import prompts
-from star.cli import _quiet_libraries
+from star.cli import quiet_libraries
 from star.config import Config, Scorers
+from star.environment import processor
 from star.miniature.scenes import compose, render
 from star.policy.generator import Generator
 from star.prompts.geneval import CLASSES
@@ -51,7 +41,7 @@ from star.scoring.pickscore import PickScorer
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
 from star.training.processes import Processes
-from star.training.trainer import _epoch
+from star.training.trainer import train_epoch
 
 SIDE = 512  # pixels of a picture for the published models
 WAYS = {"none: sampling waits": 0, "a thread (workers 0)": 0, "a process (workers 1)": 1}
@@ -102,23 +92,6 @@ def mask2former(folder: Path) -> str:
     return str(folder)
 
 
-def clip(folder: Path, text: dict, vision: dict, projection: int) -> str:
-    """A random CLIP of the given towers; its tokenizer spells, and every picture has 224 pixels a side."""
-    letters = [chr(c) for c in range(33, 127)]
-    words = [*letters, *(c + "</w>" for c in letters)]
-    words += [f"<unused{i}>" for i in range(49406 - len(words))]
-    tokens = {t: i for i, t in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
-    model.save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessorPil(), CLIPTokenizer(vocab=tokens, merges=[], model_max_length=77)).save_pretrained(folder)
-    return str(folder)
-
-
-def _tower(width: int, layers: int, heads: int, **more: object) -> dict:
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return sizes | more
-
-
 def true_size(folder: Path, count: int) -> Iterator[tuple]:
     """As `miniature`, of the published models' true sizes with random weights."""
     rng = np.random.default_rng(0)
@@ -130,8 +103,9 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     detector = Mask2Former(Scorers(detector_model=mask2former(folder / "detector"), device="cpu"))
     yield "GenEval, Mask2Former Swin-S", on, *timed(lambda: detector.detect(images), count)
 
-    large = clip(folder / "large", _tower(768, 12, 12), _tower(1024, 24, 16, patch_size=14), 768)
-    colors = ClipColors(Scorers(color_model=large, device="cpu"))
+    cpu, large = torch.device("cpu"), folder / "large"
+    save_clip(large, clip_text(768, 12, 12, "quick_gelu"), clip_vision(1024, 24, 16), 768, torch.float32, cpu)
+    colors = ClipColors(Scorers(color_model=str(large), device="cpu"))
     mask = np.zeros((SIDE, SIDE), bool)
     mask[64:448, 64:448] = True
     objects = [(image, Detection("dog", (64.0, 64.0, 448.0, 448.0), 1.0, mask)) for image in images]
@@ -140,7 +114,7 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     yield "GenEval, a colour, CLIP ViT-L/14", f"{count} object{'s' * (count > 1)}", *timed(lambda: colors(objects), count)
 
     huge = folder / "huge"
-    save_pickscore(huge, torch.device("cpu"))
+    save_pickscore(huge, cpu)
     scorer = PickScorer(Scorers(pickscore_model=str(huge), pickscore_processor=str(huge), device="cpu"))
     asked = [{"prompt": f"picture {i}"} for i in range(count)]
     yield "PickScore, CLIP ViT-H/14, one prompt a picture", on, *timed(lambda: scorer(images, asked), count)
@@ -180,7 +154,7 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
         for epoch in tqdm(range(epochs + 1), desc=task, unit="epoch"):
             for way, pool in zip(WAYS, (Waiting(thread), thread, process), strict=True):
                 began = time.perf_counter()
-                row = _epoch(settings, learner, records, empty, pool, processes, seed=0, epoch=epoch, first=False)
+                row = train_epoch(settings, learner, records, empty, pool, processes, seed=0, epoch=epoch, first=False)
                 waited = row["seconds_reward"] + (pool.seconds if isinstance(pool, Waiting) else 0)
                 if epoch:  # the first warms up
                     seconds[way].append((time.perf_counter() - began, waited))
@@ -196,11 +170,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--true-size", type=int, default=2, metavar="N", help="pictures for each published model")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of each task and way; 0 leaves the shares out")
     args = parser.parse_args(argv)
-    _quiet_libraries()
+    quiet_libraries()
     config, threads = configuration.load(args.config), torch.get_num_threads()
-    print(
-        f"{datetime.date.today()}, {_processor()}, torch {torch.__version__}; scorers in one thread, training in {threads}.\n"
-    )
+    print(f"{datetime.date.today()}, {processor()} ({os.cpu_count()} cores), torch {torch.__version__};")
+    print(f"scorers in one thread, training in {threads}.\n")
     print("| scorer | on | a second | CPU s each |\n|---|---|---|---|")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -215,12 +188,6 @@ def main(argv: list[str] | None = None) -> None:
     for task in config.tasks:
         for _, way, epoch, waited, share in shares(config, task, args.epochs):
             print(f"| {task} | {way} | {epoch:.2f} | {waited:.3f} | {share:.1%} |", flush=True)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
 )
@@ -78,7 +79,8 @@ def _autoencoder() -> AutoencoderKL:
     )
 
 
-def _clip_text(width: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+def clip_text(width: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+    """The text tower of a CLIP."""
     tokenizer = clip_tokenizer()
     return CLIPTextConfig(
         vocab_size=49408,
@@ -93,6 +95,12 @@ def _clip_text(width: int, layers: int, heads: int, activation: str) -> CLIPText
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def clip_vision(width: int, layers: int, heads: int) -> dict:
+    """The picture tower of a CLIP that sees 224 pixels in patches of 14."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return sizes | {"image_size": 224, "patch_size": 14}
 
 
 def _t5(layers: int) -> T5EncoderModel:
@@ -121,8 +129,8 @@ def pipeline(dtype: torch.dtype, device: torch.device, layers: int = LAYERS) -> 
         models = {
             "transformer": transformer(layers),
             "vae": _autoencoder(),
-            "text_encoder": CLIPTextModelWithProjection(_clip_text(768, _share(12, layers), 12, "quick_gelu")).cpu(),
-            "text_encoder_2": CLIPTextModelWithProjection(_clip_text(1280, _share(32, layers), 20, "gelu")).cpu(),
+            "text_encoder": CLIPTextModelWithProjection(clip_text(768, _share(12, layers), 12, "quick_gelu")).cpu(),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_text(1280, _share(32, layers), 20, "gelu")).cpu(),
             "text_encoder_3": _t5(layers).cpu(),
         }
     pipe = StableDiffusion3Pipeline(
@@ -136,27 +144,32 @@ def pipeline(dtype: torch.dtype, device: torch.device, layers: int = LAYERS) -> 
     return pipe
 
 
+def save_clip(
+    folder: Path, text: CLIPTextConfig, vision: dict, projection: int, dtype: torch.dtype, device: torch.device
+) -> tuple[CLIPModel, CLIPTokenizer]:
+    """A random CLIP of true size but for its vocabulary, with tokenizer and image processor, in a folder for scorers."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = _CLIP_TOKENS
+    words = text.to_dict() | {"vocab_size": len(tokenizer)}
+    with _made_as(dtype, device):
+        model = CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=projection))
+    for part in (model, tokenizer, CLIPImageProcessorPil()):
+        part.save_pretrained(folder)
+    return model, tokenizer
+
+
 def save_pickscore(folder: Path, device: torch.device, layers: int = LAYERS) -> None:
-    """PickScore's model, CLIP ViT-H/14, but for the vocabulary: a folder that the scorer loads; float16, 2 GB at full depth.
+    """PickScore's model, CLIP ViT-H/14, in a folder that the scorer loads; float16, 2 GB at full depth.
 
     No random model passes the scorer's golden pictures, and its scores mean nothing: the folder brings one of its own, two
     captions in the order that this model gives them.
     """
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
-    tokenizer.model_max_length = _CLIP_TOKENS
-    text = _clip_text(1024, layers, 16, "gelu").to_dict() | {"vocab_size": len(tokenizer)}
-    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "hidden_act": "gelu"}
-    vision |= {"num_hidden_layers": _share(32, layers), "image_size": 224, "patch_size": 14}
-    with _made_as(torch.float16, device):
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    images = CLIPImageProcessorPil()
-    images.save_pretrained(folder)
+    vision = clip_vision(1280, _share(32, layers), 16) | {"hidden_act": "gelu"}
+    model, tokenizer = save_clip(folder, clip_text(1024, layers, 16, "gelu"), vision, 1024, torch.float16, device)
     picture = Image.new("RGB", (224, 224), "white")
     captions = ["a red circle", "a blue square and a green triangle"]
-    seen = images(picture, return_tensors="pt")["pixel_values"].to(device, torch.float16)
+    seen = CLIPImageProcessorPil()(picture, return_tensors="pt")["pixel_values"].to(device, torch.float16)
     read = tokenizer(captions, padding="max_length", return_tensors="pt").to(device)
     with torch.no_grad():
         first, second = model(pixel_values=seen, **read).logits_per_image[0].tolist()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from star import config as configuration
 from star import prompts, torchvision_schemas
-from star.cli import _quiet_libraries
+from star.cli import quiet_libraries
 from star.errors import InputError
 
 TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the configuration")
     parser.add_argument("--out", type=Path, metavar="NAME", help="also write NAME.md and NAME.json")
     args = parser.parse_args(argv)
-    _quiet_libraries()
+    quiet_libraries()
     torchvision_schemas.declare()
     try:
         _measure(args)

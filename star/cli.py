@@ -11,11 +11,11 @@ import warnings
 from pathlib import Path
 
 from star import config as configuration
-from star import torchvision_schemas
+from star import prompts, torchvision_schemas
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and notices of libraries would drown ours; kernels run single-minded, logs stay readable."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -28,8 +28,6 @@ def _quiet_libraries() -> None:
 
 
 def _prompts(args: argparse.Namespace) -> None:
-    from star import prompts
-
     if args.show_core:
         from star.prompts.show import show
 
@@ -47,7 +45,6 @@ def _train(args: argparse.Namespace) -> None:
     if args.method == "base":
         raise InputError("--method base: the untrained model has nothing to train")
     settings = configuration.run_settings(config, args.task, args.method)
-    from star import prompts
     from star.training.trainer import plan, train
 
     records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
@@ -119,6 +116,8 @@ def _evidence(args: argparse.Namespace) -> None:
     from star import evidence
 
     config = configuration.load(args.config, args.set)
+    if not (args.collect or args.out):
+        raise InputError("--collect, --out: give one or both, else there is nothing to do")
     if args.collect:
         evidence.collect(config, args.data)
     if args.out:
@@ -195,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
     s.add_argument("--task", choices=configuration.TASKS)
-    s.add_argument("--split", choices=("train", "validation", "test", "global"))
+    s.add_argument("--split", choices=prompts.SPLITS)
     s.add_argument("--out", type=Path)
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 
@@ -259,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
-    _quiet_libraries()
+    quiet_libraries()
     args = _parser().parse_args(argv)
     torchvision_schemas.declare()
     try:

@@ -213,7 +213,7 @@ class RunSettings(_Section):
             "evaluation": True,
             "training": {"epochs", "max_kl", "save_every", "keep_states"},
             "scorers": {"workers", "diversity"},
-            "prompts": {"mirror"} if self.prompts.files else {"mirror", "files"},
+            "prompts": {"mirror"},
         }
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()[:12]
 

@@ -9,8 +9,6 @@ import json
 import logging
 import math
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.config import Config, run_settings
+from star.environment import revision
 from star.errors import InputError
 from star.tables.results import read_guards, read_jsonl, read_scores
 from star.tables.statistics import by_tag, overall
@@ -248,15 +247,5 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, str]:
 
 def _revision() -> dict[str, str]:
     """The git revision of this package as tags; none where it was installed without git."""
-    if shutil.which("git") is None:
-        return {}
-    here = Path(__file__)
-
-    def git(*command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False)
-
-    if git("ls-files", "--error-unmatch", here.name).returncode:
-        return {}
-    revision = git("rev-parse", "HEAD").stdout.strip()
-    dirty = "-dirty" if git("status", "--porcelain", "--", ".").stdout.strip() else ""
-    return {"git_revision": revision + dirty, "mlflow.source.git.commit": revision}
+    found = revision()
+    return {"git_revision": found, "mlflow.source.git.commit": found.removesuffix("-dirty")} if found else {}

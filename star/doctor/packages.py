@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 from star.config import Config
 from star.scoring import needed
+from star.sources import reads_with_easyocr
 from star.torchvision_schemas import declare
 
 _INSTALL = {
@@ -22,7 +23,7 @@ _INSTALL = {
 def check(config: Config) -> Iterator[tuple[bool, str]]:
     """One line a package, and whether torchvision can be imported."""
     extras = [""]
-    if "ocr" in needed(config) and config.scorers.ocr_engine == "easyocr":
+    if reads_with_easyocr(config):
         extras.append("easyocr")
     for extra in extras:
         for requirement in _requirements(extra):

@@ -5,19 +5,13 @@ from collections.abc import Iterator
 from star.config import Config
 from star.errors import InputError
 from star.prompts import published
+from star.sources import published_prompts
 
 
 def check(config: Config) -> Iterator[tuple[bool, str]]:
     """One line a file; none where everything is generated."""
-    if config.prompts.world == "miniature":
-        return
-    for task in ("ocr", "pickscore"):
-        if task not in config.tasks or (task == "ocr" and config.prompts.ocr == "generated"):
-            continue
-        for split in ("train", "test"):
-            if split in config.prompts.files.get(task, {}):
-                continue
-            yield _file(f"dataset/{task}/{split}.txt", config.prompts.mirror)
+    for _, name in published_prompts(config):
+        yield _file(name, config.prompts.mirror)
 
 
 def _file(name: str, mirror: str | None) -> tuple[bool, str]:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
@@ -17,6 +16,7 @@ from star.config import Config, Scorers
 from star.doctor.machine import disk
 from star.errors import InputError
 from star.scoring import needed
+from star.sources import Model, models, reads_with_easyocr
 
 Check = tuple[bool, str]
 _ONE_OF = {  # a part of a model: files of which one set is enough
@@ -25,15 +25,6 @@ _ONE_OF = {  # a part of a model: files of which one set is enough
     "scheduler": (("scheduler_config.json",),),
 }
 _WEIGHTS = {"model": "model.safetensors", "diffusion": "diffusion_pytorch_model.safetensors"}  # transformers', diffusers'
-
-
-class Model(NamedTuple):
-    """What a key of the configuration names, and what must be in it: model, tokenizer, images (their processor), pipeline."""
-
-    key: str
-    source: str
-    revision: str | None
-    parts: tuple[str, ...]
 
 
 def check(config: Config) -> Iterator[Check]:
@@ -45,25 +36,12 @@ def check(config: Config) -> Iterator[Check]:
         if not fine and hub.is_repository(model.source):
             absent.append(model)
     if "ocr" in needed(config):
-        yield from _easyocr(config.scorers) if config.scorers.ocr_engine == "easyocr" else _rapidocr()
+        yield from _easyocr(config.scorers) if reads_with_easyocr(config) else _rapidocr()
     if "geneval" in needed(config) and config.scorers.detector == "mmdet":
         yield _mmdet(config.scorers)
     if absent:
         yield disk(Path(constants.HF_HUB_CACHE))
         yield from _hub(absent)
-
-
-def models(config: Config) -> Iterator[Model]:
-    """Every model that the configuration's policy, tasks, rewards and guards load by `from_pretrained`."""
-    policy, scorers = config.policy, config.scorers
-    yield Model("policy.model", policy.model, policy.revision, ("pipeline",))
-    if "geneval" in needed(config) and scorers.detector != "miniature":
-        if scorers.detector == "mask2former":
-            yield Model("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
-        yield Model("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
-    yield Model("scorers.pickscore_model", scorers.pickscore_model, scorers.pickscore_revision, ("model",))
-    processor = (scorers.pickscore_processor, scorers.pickscore_processor_revision)
-    yield Model("scorers.pickscore_processor", *processor, ("tokenizer", "images"))
 
 
 def lacks(folder: Path, part: str) -> list[str]:

@@ -44,6 +44,7 @@ def runs(config: Config) -> list[tuple[str, str, int]]:
 
 
 def file_of(folder: Path, task: str, method: str, seed: int) -> Path:
+    """Where `folder` keeps a run."""
     return folder / f"{task}-{method}-seed{seed}.json.gz"
 
 
@@ -117,7 +118,7 @@ def _collected(config: Config, base: str, task: str, method: str, seed: int) -> 
     made |= {"scores": _columns(scores[_SCORES]), "guards": _columns(results.guards(config, scores)[_GUARDS])}
     if method != "base":
         trained = json.loads((run / "settings.json").read_text())
-        wanted = json.loads(run_settings(config, task, method).model_dump_json())
+        wanted = run_settings(config, task, method).model_dump(mode="json")
         for section in ("rollout", "training", "allocation", "reward", "policy"):
             if trained[section] != wanted[section]:
                 raise InputError(

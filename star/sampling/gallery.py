@@ -40,22 +40,16 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     from matplotlib import pyplot as plt
 
     allocation, steps = settings.allocation, settings.rollout.steps
-    if not allocation.blocks:
-        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    _check_blocks(settings)
     records = _spread(read(prompts), count)
-    generator = Generator(settings.policy, allocation, settings.compute)
-    if adapter is not None:
-        generator.load_adapter(adapter)
-    schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
+    generator, schedule = _ready(settings, adapter)
     shape = (1, *generator.latent_shape())
     starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
     latents = trajectory.latents_BSCHW
     final = generator.decode(latents[:, -1])
     region_Bhw = token_shares([region(picture) for picture in final], trajectory.raw_BTOhw.shape[-2:])
-    places = (len(records), steps, *region_Bhw.shape[1:])
-    places_BThw = torch.randn(places, generator=torch.Generator().manual_seed(seed))
-    map_BTHW = allocation_map(allocation, trajectory.raw_BTOhw, region_Bhw, range(steps), places_BThw)
+    map_BTHW = _maps(settings, trajectory.raw_BTOhw, region_Bhw, seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
@@ -114,13 +108,10 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     """
     if settings.prompts.world != "miniature":
         raise InputError("--localisation: only the `miniature` world knows the true objects")
-    records, steps = read(prompts), settings.rollout.steps
-    generator = Generator(settings.policy, settings.allocation, settings.compute)
+    records = read(prompts)
+    generator, schedule = _ready(settings, adapter)
     every = generator.transformer.config.num_layers
     generator.record_blocks(range(every))
-    if adapter is not None:
-        generator.load_adapter(adapter)
-    schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
     raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(
@@ -139,24 +130,39 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
     """
     if settings.prompts.world != "miniature":
         raise InputError("--by-prompt: only the `miniature` world knows the true objects")
-    if not settings.allocation.blocks:
-        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
-    records, steps = read(prompts), settings.rollout.steps
-    generator = Generator(settings.policy, settings.allocation, settings.compute)
-    if adapter is not None:
-        generator.load_adapter(adapter)
-    schedule = make_schedule(generator.pipe.scheduler, steps, 0.0)
+    _check_blocks(settings)
+    records = read(prompts)
+    generator, schedule = _ready(settings, adapter)
     raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
-    places_BThw = torch.randn((len(records), steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    map_BTHW = allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
     rows = []
-    for t in range(steps):
+    for t in range(settings.rollout.steps):
         measured = zip(entropy(map_BTHW[:, t : t + 1]), effective_area(map_BTHW[:, t : t + 1]), gain_BT[:, t], strict=True)
         for record, values in zip(records, measured, strict=True):
             known = {"prompt_id": record["id"], "tag": record["tag"], "prompt": record["prompt"], "step": t}
             rows.append(known | dict(zip(("entropy", "effective_area", "gain"), map(float, values), strict=True)))
     return _written(pd.DataFrame(rows), out / "map_statistics.csv")
+
+
+def _check_blocks(settings: RunSettings) -> None:
+    if not settings.allocation.blocks:
+        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+
+
+def _ready(settings: RunSettings, adapter: Path | None) -> tuple[Generator, Schedule]:
+    """The generator with an adapter's weights, if any, and the noise levels of its ODE."""
+    generator = Generator(settings.policy, settings.allocation, settings.compute)
+    if adapter is not None:
+        generator.load_adapter(adapter)
+    return generator, make_schedule(generator.pipe.scheduler, settings.rollout.steps, 0.0)
+
+
+def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor, seed: int) -> torch.Tensor:
+    """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
+    batch, steps = raw_BTOhw.shape[:2]
+    places_BThw = torch.randn((batch, steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
 
 
 def _watch(

@@ -64,11 +64,9 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
     figure.legend(labelled.values(), labelled.keys(), loc="outside upper left", ncols=columns, borderaxespad=0.2)
 
 
-def save(figure: Figure, stem: Path, forms: Sequence[str] = ("svg",)) -> None:
-    """Write a figure as `stem`.<form>, atomically, and close it."""
-    for form in forms:
-        temporary = stem.with_name(f".{stem.name}.{form}.tmp")
-        metadata = {"Date": None} if form == "svg" else None
-        figure.savefig(temporary, format=form, bbox_inches="tight", dpi=150, metadata=metadata)
-        temporary.replace(stem.with_suffix(f".{form}"))
+def save(figure: Figure, stem: Path) -> None:
+    """Write a figure as `stem`.svg, atomically, and close it."""
+    temporary = stem.with_name(f".{stem.name}.svg.tmp")
+    figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
+    temporary.replace(stem.with_suffix(".svg"))
     plt.close(figure)

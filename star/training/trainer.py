@@ -156,7 +156,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
         for epoch in bar:
             before = learner.capture() if processes.rank == 0 else None
             try:
-                row = _epoch(settings, learner, records, empty, pool, processes, seed, epoch, first=epoch == done + 1)
+                row = train_epoch(settings, learner, records, empty, pool, processes, seed, epoch, first=epoch == done + 1)
             except Preempted as stop:
                 kept = checkpoints / f"step{epoch - 1}"
                 if processes.rank == 0 and epoch > 1 and not kept.exists():
@@ -176,7 +176,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     processes.close()
 
 
-def _epoch(
+def train_epoch(
     settings: RunSettings,
     learner: Learner,
     records: list[dict],

@@ -100,9 +100,18 @@ def update_policy(
     kept = np.flatnonzero(advantage_B)
     updates = [deal(b, processes.count) for b in micro_batches(kept, batch, training.updates_per_epoch, seed, epoch)]
     if not updates:  # every group's rewards are equal: nothing to learn from
-        nothing = ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "grad_norm", "update_norm")
-        nothing += ("ratio_max_deviation",)
-        return {"ratio_mean": 1.0, "ratio_min": 1.0, "ratio_max": 1.0, **dict.fromkeys(nothing, 0.0)}
+        at_one = dict.fromkeys(("ratio_mean", "ratio_min", "ratio_max"), 1.0)
+        nothing = (
+            "loss",
+            "policy_loss",
+            "kl",
+            "approximate_kl",
+            "clip_fraction",
+            "grad_norm",
+            "update_norm",
+            "ratio_max_deviation",
+        )
+        return at_one | dict.fromkeys(nothing, 0.0)
     rollouts, map_RTHW = fetch(rollouts, map_RTHW, steps, updates, processes)
     seen: dict[str, list[float]] = defaultdict(list)
     for u, dealt in enumerate(updates):

@@ -18,7 +18,6 @@ RESOLVED = EXPERIMENT / "config.yaml"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
-EVIDENCE_TABLES = [f"evidence{part}" for part in ["", "_learning", "_cost", "_guards", "_diagnostics", "_runs"]]
 NEEDS = "\n".join(needs(CONFIG))  # from the network
 FETCHED_FILE = EXPERIMENT / f"fetched-{hashlib.sha256(NEEDS.encode()).hexdigest()[:12]}.txt"
 # Fetching the same again reruns nothing. Needs that changed have another file: had they the same, Snakemake would stop at the

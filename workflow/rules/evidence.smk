@@ -1,5 +1,7 @@
-rule sample_attributes:
-    # Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's pickscore task.
+# Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's pickscore task.
+
+
+use rule sample as sample_attributes with:
     input:
         trained,
         fetched=FETCHED,
@@ -16,27 +18,17 @@ rule sample_attributes:
         config=RESOLVED,
         images=f"{RUN}/global/samples",
         adapter=adapter_option,
-    threads: 4 if GPUS else 1
-    resources:
-        mem_mb=48000 if GPUS else 2000,
-        runtime=240 if GPUS else 60,
-        gpu=GPUS,
-    conda:
-        "../../envs/star.yaml"
     message:
         "Sampling prompts of global attributes with {wildcards.method}, seed {wildcards.seed}"
-    shell:
-        "{STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
-        "--seed {wildcards.seed} --start-over > {log} 2>&1"
 
 
-rule score_attributes:
+use rule score as score_attributes with:
     input:
         f"{RUN}/global/samples/prompts.jsonl",
         fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task),
     output:
-        f"{RUN}/global/scores.jsonl",
+        scores=f"{RUN}/global/scores.jsonl",
     log:
         f"{LOGS}/score_attributes/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -45,20 +37,12 @@ rule score_attributes:
         settings=digest("scorers"),
         config=RESOLVED,
         images=f"{RUN}/global/samples",
-    threads: 4 if GPUS else 1
-    resources:
-        mem_mb=16000 if GPUS else 2000,
-        runtime=60,
-        gpu=GPUS,
-    conda:
-        "../../envs/star.yaml"
+        guards="",
     message:
         "Scoring prompts of global attributes, {wildcards.method}, seed {wildcards.seed}"
-    shell:
-        "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output} > {log} 2>&1"
 
 
-rule map_statistics:
+use rule maps as map_statistics with:
     input:
         trained,
         fetched=FETCHED,
@@ -75,18 +59,9 @@ rule map_statistics:
         config=RESOLVED,
         out=f"{RUN}/global",
         adapter=adapter_option,
-    threads: 4 if GPUS else 1
-    resources:
-        mem_mb=48000 if GPUS else 2000,
-        runtime=60,
-        gpu=GPUS,
-    conda:
-        "../../envs/star.yaml"
+        what="--by-prompt",
     message:
         "Measuring the allocation maps of {wildcards.method} on prompts of global attributes, seed {wildcards.seed}"
-    shell:
-        "{STAR} maps --by-prompt --config {params.config} --task {wildcards.task} --method {wildcards.method} "
-        "--seed {wildcards.seed} --prompts {input.prompts} --out {params.out} {params.adapter} > {log} 2>&1"
 
 
 rule evidence:
@@ -97,7 +72,7 @@ rule evidence:
         all_attributes(),
     output:
         page=f"{EXPERIMENT}/evidence.md",
-        tables=expand(f"{EXPERIMENT}/evidence/tables/{{table}}.csv", table=EVIDENCE_TABLES),
+        tables=directory(f"{EXPERIMENT}/evidence/tables"),
         figures=[
             report(
                 f"{EXPERIMENT}/evidence/{name}.svg",

@@ -16,6 +16,7 @@ rule maps:
         config=RESOLVED,
         out=f"{RUN}/maps",
         adapter=adapter_option,
+        what="",
     threads: 4 if GPUS else 1
     resources:
         mem_mb=48000 if GPUS else 2000,
@@ -26,5 +27,5 @@ rule maps:
     message:
         "Drawing the allocation maps of {wildcards.method} on {wildcards.task}"
     shell:
-        "{STAR} maps --config {params.config} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
+        "{STAR} maps {params.what} --config {params.config} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
         "--prompts {input.prompts} --out {params.out} {params.adapter} > {log} 2>&1"

@@ -25,7 +25,7 @@ rule sample:
     conda:
         "../../envs/star.yaml"
     message:
-        "Sampling the test prompts of {wildcards.task} with {wildcards.method}, seed {wildcards.seed}, step {wildcards.step}"
+        "Sampling the {CONFIG.evaluation.split} prompts of {wildcards.task} with {wildcards.method}, seed {wildcards.seed}, step {wildcards.step}"
     shell:
         "{STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
         "--seed {wildcards.seed} --start-over > {log} 2>&1"

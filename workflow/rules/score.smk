@@ -15,6 +15,7 @@ rule score:
         diversity=CONFIG.scorers.diversity,
         config=RESOLVED,
         images=f"{RUN}/samples/step{{step}}",
+        guards=lambda wildcards, output: f"--guards {output.guards}",
     threads: 4 if GPUS else 1
     resources:
         mem_mb=16000 if GPUS else 2000,
@@ -26,4 +27,4 @@ rule score:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
     shell:
         "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
-        "--guards {output.guards} > {log} 2>&1"
+        "{params.guards} > {log} 2>&1"
