@@ -147,6 +147,15 @@ def _trained(asked: Config, runs: pd.DataFrame) -> dict[str, tuple[list[str], li
     return found
 
 
+def _rates(config: Config, task: str) -> str:
+    """The learning rates on a task: the most common one first, the others with the methods that have them."""
+    methods: dict[float, list[str]] = {}
+    for name in methods_of(config, task):
+        methods.setdefault(run_settings(config, task, name).training.learning_rate, []).append(name)
+    common, *others = sorted(methods, key=lambda rate: -len(methods[rate]))
+    return "; ".join([f"{common:g}", *(f"{rate:g} ({', '.join(methods[rate])})" for rate in others)])
+
+
 def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures: list[str]) -> str:
     """The Markdown of docs/evidence.md; figures are evidence/<name>.svg beside it.
 
@@ -168,6 +177,7 @@ def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures
         main_pairs=MAIN,
         questions={q.letter: q for q in QUESTIONS},
         answered=[q.letter for q in QUESTIONS if q.name in figures],
+        rates=lambda task: _rates(config, task),
         trained=_trained(asked, tables["evidence_runs"]),
         asked=asked,
         resamples=RESAMPLES,
