@@ -156,6 +156,14 @@ def _rates(config: Config, task: str) -> str:
     return "; ".join([f"{common:g}", *(f"{rate:g} ({', '.join(methods[rate])})" for rate in others)])
 
 
+def _ratio(diagnostics: pd.DataFrame, task: str, quantity: str) -> str:
+    """Mean of a diagnostic under `star` over that under `flow_grpo`."""
+    star, scalar = (
+        _pick(diagnostics, task=task, method=method, quantity=quantity)["mean"].item() for method in ("star", "flow_grpo")
+    )
+    return f"{star / scalar:.2f}"
+
+
 def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures: list[str]) -> str:
     """The Markdown of docs/evidence.md; figures are evidence/<name>.svg beside it.
 
@@ -178,6 +186,7 @@ def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures
         questions={q.letter: q for q in QUESTIONS},
         answered=[q.letter for q in QUESTIONS if q.name in figures],
         rates=lambda task: _rates(config, task),
+        ratio=lambda task, quantity: _ratio(tables["evidence_diagnostics"], task, quantity),
         trained=_trained(asked, tables["evidence_runs"]),
         asked=asked,
         resamples=RESAMPLES,
