@@ -81,6 +81,8 @@ def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
         scores = [json.loads(line)["score"] for file in files for line in file.read_text().splitlines()]
         means[method] = sum(scores) / len(scores)
     assert found["mean"] == pytest.approx(means["star"] - means["random"], abs=1e-6)
+    each = _table(page, "evidence_by_seed").set_index(["task", "method", "reference"]).loc[("ocr", "star", "random")]
+    assert each["seed"].tolist() == [0, 1, 2] and each["difference"].mean() == pytest.approx(found["mean"], abs=1e-6)
 
 
 def test_the_page_says_what_it_has_and_what_not(page: Path):
@@ -88,8 +90,8 @@ def test_the_page_says_what_it_has_and_what_not(page: Path):
     assert "flow_grpo (3), star (3), random (3), inverse (2)" in text
     assert "on ocr (in brackets: seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
     for letter in "ce":
-        assert re.search(rf"## \({letter}\) [^\n]+\nNot measured in this configuration\.", text)
-    assert "`star` − `oracle`: not measured in this configuration." in text
+        assert re.search(rf"## \({letter}\) [^\n]+\nNot measured; see \*What was run\*\.", text)
+    assert "`star` − `oracle`: not measured." in text
     assert "Allocation by attention beats the scalar objective" in text and "`inverse` does harm" in text
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures and all((page / figure).is_file() for figure in figures)

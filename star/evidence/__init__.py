@@ -30,6 +30,7 @@ def write(config: Config, folder: Path, out: Path) -> None:
     config, scores, metrics = found.config, found.scores, found.metrics
     tables = {
         "evidence": evidence.comparisons(config, scores),
+        "evidence_by_seed": evidence.by_seed(config, scores),
         "evidence_learning": evidence.learning(config, scores),
         "evidence_thresholds": evidence.thresholds(config, scores),
         "evidence_cost": measures.cost(config, metrics),

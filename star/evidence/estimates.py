@@ -64,9 +64,14 @@ def _prompt_weights(c: Cells) -> np.ndarray:
     return np.array([c.weights[name] / size[name] for name in c.stratum_P])
 
 
+def by_seed(c: Cells) -> np.ndarray:
+    """The weighted mean of the strata's means under every seed, [S]."""
+    return c.value_SP @ _prompt_weights(c)
+
+
 def estimate(c: Cells) -> float:
-    """The weighted mean of the strata's means."""
-    return float(c.value_SP.mean(0) @ _prompt_weights(c))
+    """Its mean over the seeds."""
+    return float(by_seed(c).mean())
 
 
 def mixed(c: Cells) -> Mixed:

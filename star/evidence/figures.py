@@ -19,6 +19,7 @@ from star.tables.text import digits, probability
 
 Tables = dict[str, pd.DataFrame]
 _CROSSED = "bars: 95 % interval over seeds and prompts (bootstrap)"
+_BELOW = "grey: mixed model; small dots: single seeds. p: mixed model, after Holm's correction"
 _OVER_SEEDS = "bars: 95 % interval over seeds (Student's t)"
 _KINDS = {"local": "objects only", "dark": "on a dark ground", "light": "on a light ground", "one_color": "all of one colour"}
 _PARTS = {"rollout": "#0072B2", "update": "#D55E00", "reward": "#009E73", "maps": "#CC79A7"}
@@ -56,14 +57,23 @@ def _bars(axes: Axes, x: float, y: float, low: float, high: float, horizontal: b
     axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": reach}, markersize=6, capsize=3, **style)
 
 
-def _difference_rows(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
-    """A row a pair, from the top down: the difference, its bootstrap interval, the mixed model's below it in grey."""
+def _say(axes: Axes, text: str, x: float, y: float) -> None:
+    """A small text above a dot, on white: it may lie across the line of zero."""
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
+    axes.annotate(text, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, bbox=ground)
+
+
+def _difference_rows(axes: Axes, rows: pd.DataFrame, by_seed: pd.DataFrame, axis: str) -> None:
+    """A row a pair, from the top down: the difference, its bootstrap interval, below it the mixed model's and every seed's."""
     places = digits(rows["mean"])
+    seeds = by_seed.set_index(["task", "method", "reference"]).sort_index()["difference"]
     for y, row in enumerate(rows.itertuples()):
         _bars(axes, row.mean, y, row.low, row.high, fmt="o", color="#0072B2")
         _bars(axes, row.mixed_mean, y + 0.2, row.mixed_low, row.mixed_high, fmt="|", color="#999999", linewidth=1)
+        each = seeds.loc[row.task, row.method, row.reference]
+        axes.plot(each, [y + 0.36] * len(each), "o", color="#56B4E9", markersize=3.5, alpha=0.8)
         text = f"{row.mean:+.{places}f}" + ("" if np.isnan(row.p_holm) else f"   p {probability(row.p_holm)}")
-        axes.annotate(text, (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        _say(axes, text, row.mean, y)
     axes.axvline(0, color="#555555", linewidth=1.2, zorder=1)
     few = [f" ({n} seeds)" if n < rows["seeds"].max() else "" for n in rows["seeds"]]
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -98,7 +108,7 @@ def differences(config: Config, tables: Tables, question: Question) -> Figure:
     by_step = question.letter == "d" and len(tables["evidence_localisation"]) > 0
     figure, axes = _panels(tasks, len(extra) + by_step, max(map(len, found.values())))
     for panel, (task, rows) in zip(axes, found.items(), strict=False):
-        _difference_rows(panel, rows, _axis(task))
+        _difference_rows(panel, rows, tables["evidence_by_seed"], _axis(task))
         panel.set_title(f"{task}: {_sample(rows)}")
     for panel, (quantity, axis) in zip(axes[len(tasks) :], extra, strict=False):
         _diagnostic_rows(panel, config, tables["evidence_diagnostics"], question, tasks[0], quantity, axis)
@@ -108,7 +118,7 @@ def differences(config: Config, tables: Tables, question: Question) -> Figure:
     caption(
         figure,
         f"({question.letter}) {question.title}. Final test scores of {config.experiment}, paired by seed, prompt and initial "
-        f"noise; n: pairs of images. Blue {_CROSSED}; grey: mixed model. p: mixed model, after Holm's correction.{notes}",
+        f"noise; n: pairs of images. Blue {_CROSSED}; {_BELOW}.{notes}",
     )
     return figure
 
@@ -122,7 +132,8 @@ def _diagnostic_rows(
     for y, (method, row) in enumerate(rows.iterrows()):
         style = look(config, method)
         _bars(axes, row["mean"], y, row["low"], row["high"], fmt=style["marker"], color=style["color"])
-        axes.annotate(f"{row['mean']:.3g}", (row["mean"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        _say(axes, f"{row['mean']:.3g}", row["mean"], y)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(rows)), rows.index)
     axes.set(ylim=(len(rows) - 0.4, -0.7), xlabel=axis, title=f"{task}: {rows['seeds'].max()} trainings a method")
     axes.grid(axis="y", visible=False)
@@ -150,7 +161,7 @@ def main(config: Config, tables: Tables) -> Figure:
     )
     for column, task in enumerate(tasks):
         rows = compared(tables["evidence"], task, MAIN)
-        _difference_rows(axes[0][column], rows, _axis(task))
+        _difference_rows(axes[0][column], rows, tables["evidence_by_seed"], _axis(task))
         axes[0][column].set_title(f"{task}: {_sample(rows)}")
         shared = shared_methods(config, task)
         curves = tables["evidence_learning"][lambda t, task=task: t["task"] == task]
@@ -165,7 +176,7 @@ def main(config: Config, tables: Tables) -> Figure:
     caption(
         figure,
         f"{config.experiment}, {seeds(config)}. Above: differences of the final test scores, paired by seed, prompt and "
-        f"initial noise; n: pairs of images. Blue {_CROSSED}; grey: mixed model. p: mixed model, after Holm's correction. "
+        f"initial noise; n: pairs of images. Blue {_CROSSED}; {_BELOW}. "
         f"Below: test scores by epoch, {_CROSSED}; markers of the same epoch are moved apart.",
     )
     return figure
@@ -184,7 +195,7 @@ def attributes(config: Config, tables: Tables) -> Figure:
         rows = table[(table["quantity"] == quantity) & ~table["contrast"]].set_index("kind").loc[list(KINDS)]
         for y, row in enumerate(rows.itertuples()):
             _bars(panel, row.mean, y, row.low, row.high, fmt="o", color="#0072B2")
-            panel.annotate(f"{row.mean:.3g}", (row.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            _say(panel, f"{row.mean:.3g}", row.mean, y)
         panel.axvline(1 if quantity == "effective_area" else 0, color="#555555", linewidth=1.2, zorder=1)
         panel.set_yticks(range(len(KINDS)), [f"{_KINDS[kind]}\nn = {rows.loc[kind, 'prompts']} prompts" for kind in KINDS])
         panel.set(ylim=(len(KINDS) - 0.4, -0.7), xlabel=axis)

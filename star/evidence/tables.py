@@ -1,6 +1,6 @@
 """Scores compared: the tables behind docs/evidence.md. Intervals are 95 %; star/evidence/estimates.py says of what."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from star.tables.statistics import PAIR, by_tag
 
 INTERVAL = ["mean", "low", "high"]
 KINDS = ("local", "dark", "light", "one_color")
+Curves = dict[int, pd.DataFrame]  # checkpoint -> scores
 
 
 def seeds_of(scores: pd.DataFrame, task: str, *methods: str) -> list[int]:
@@ -26,9 +27,7 @@ def strata(task: str) -> str | None:
     return "tag" if by_tag(task) else None
 
 
-def curves(
-    config: Config, scores: pd.DataFrame, task: str, method: str, seeds: Collection[int] | None = None
-) -> dict[int, pd.DataFrame]:
+def curves(config: Config, scores: pd.DataFrame, task: str, method: str, seeds: Collection[int] | None = None) -> Curves:
     """Checkpoint -> scores of one method under `seeds` (none: all that it has), the untrained model's at 0."""
     of_task = scores[scores["task"] == task]
     of_task = of_task[of_task["seed"].isin(seeds_of(scores, task, method) if seeds is None else seeds)]
@@ -42,11 +41,32 @@ def _differences(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return one.assign(score=one["score"].to_numpy() - reference.loc[pd.MultiIndex.from_frame(one[PAIR])].to_numpy())
 
 
-def _area(points: dict[int, pd.DataFrame]) -> pd.DataFrame:
+def _area(points: Curves) -> pd.DataFrame:
     """One score an image: the mean over the training's length of what its checkpoints score, lines between them."""
     epochs = np.array(list(points))
     weighted = [f.assign(score=f["score"] * w) for f, w in zip(points.values(), estimates.time_average(epochs), strict=True)]
     return pd.concat(weighted).groupby([*PAIR, "tag"], as_index=False)["score"].sum()
+
+
+def _pairs(config: Config, scores: pd.DataFrame) -> Iterator[tuple[dict, Curves, Curves]]:
+    """The pairs that a question names and two seeds share: task, method and reference, and the curves of both."""
+    asked = tuple(dict.fromkeys([*MAIN, *(pair for question in QUESTIONS for pair in question.pairs)]))
+    for task in config.tasks:
+        for method, reference in asked:
+            seeds = seeds_of(scores, task, method, reference)
+            if len(seeds) > 1:
+                one, other = (curves(config, scores, task, m, seeds) for m in (method, reference))
+                yield {"task": task, "method": method, "reference": reference}, one, other
+
+
+def by_seed(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """Difference of the final scores of every pair under every seed: task, method, reference, seed, difference."""
+    rows = []
+    for pair, one, other in _pairs(config, scores):
+        final = _differences(one[max(one)], other[max(other)])
+        values = estimates.by_seed(estimates.cells(final, "score", strata(pair["task"])))
+        rows += [pair | {"seed": s, "difference": v} for s, v in zip(sorted(final["seed"].unique()), values, strict=True)]
+    return pd.DataFrame(rows)
 
 
 def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
@@ -57,30 +77,24 @@ def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     p_holm (mixed model); area, area_low, area_high of the difference of the learning curves' mean heights; seeds, prompts,
     images.
     """
-    asked = tuple(dict.fromkeys([*MAIN, *(pair for question in QUESTIONS for pair in question.pairs)]))
     rows = []
-    for task in config.tasks:
-        for method, reference in asked:
-            seeds = seeds_of(scores, task, method, reference)
-            if len(seeds) < 2:
-                continue
-            one, other = (curves(config, scores, task, m, seeds) for m in (method, reference))
-            final = _differences(one[max(one)], other[max(other)])
-            found = estimates.cells(final, "score", strata(task))
-            model = estimates.mixed(found)
-            area = (np.nan, np.nan, np.nan)
-            if list(one) == list(other):
-                heights = _differences(_area(one), _area(other))
-                area = estimates.bootstrap(estimates.cells(heights, "score", strata(task)))
-            letters = "".join(q.letter for q in QUESTIONS if (method, reference) in q.pairs)
-            rows.append(
-                {"family": "main" if (method, reference) in MAIN else "questions", "letters": letters}
-                | {"task": task, "method": method, "reference": reference}
-                | dict(zip(INTERVAL, estimates.bootstrap(found), strict=True))
-                | {"mixed_mean": model.mean, "mixed_low": model.low, "mixed_high": model.high, "p": model.p}
-                | dict(zip(("area", "area_low", "area_high"), area, strict=True))
-                | {"seeds": len(found.value_SP), "prompts": found.value_SP.shape[1], "images": len(final)}
-            )
+    for pair, one, other in _pairs(config, scores):
+        final, by = _differences(one[max(one)], other[max(other)]), strata(pair["task"])
+        found = estimates.cells(final, "score", by)
+        model = estimates.mixed(found)
+        area = (np.nan, np.nan, np.nan)
+        if list(one) == list(other):
+            area = estimates.bootstrap(estimates.cells(_differences(_area(one), _area(other)), "score", by))
+        names = (pair["method"], pair["reference"])
+        letters = "".join(q.letter for q in QUESTIONS if names in q.pairs)
+        rows.append(
+            {"family": "main" if names in MAIN else "questions", "letters": letters}
+            | pair
+            | dict(zip(INTERVAL, estimates.bootstrap(found), strict=True))
+            | {"mixed_mean": model.mean, "mixed_low": model.low, "mixed_high": model.high, "p": model.p}
+            | dict(zip(("area", "area_low", "area_high"), area, strict=True))
+            | {"seeds": len(found.value_SP), "prompts": found.value_SP.shape[1], "images": len(final)}
+        )
     table = pd.DataFrame(rows)
     corrected = table.groupby("family")["p"].transform(lambda p: estimates.holm(p.to_numpy()))
     table.insert(table.columns.get_loc("p") + 1, "p_holm", corrected)
