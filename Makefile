@@ -37,8 +37,9 @@ reproduce: install
 	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
 
-evidence: install # docs/evidence.md from the collected runs in docs/evidence/data, without training
+evidence: install # docs/evidence.md and docs/evidence/first from the collected runs in their data/, without training
 	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
+	$(BIN)/star evidence --config config/evidence-first.yaml --data docs/evidence/first/data --out docs/evidence/first
 
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest

@@ -1,8 +1,7 @@
 """The configuration: one YAML file, checked whole before any work; config/README.md documents every key.
 
 `load` reads and validates a file, `run_settings` resolves what one (task, method) uses: the task's overrides are laid over
-the file's defaults, then the method's, then the method's for that task. The JSON schema in workflow/schemas/ is generated from
-these classes.
+the file's defaults, then the method's. The JSON schema in workflow/schemas/ is generated from these classes.
 """
 
 import hashlib
@@ -184,13 +183,12 @@ class TaskSettings(_Section):
 
 
 class MethodSettings(_Section):
-    """One method: the tasks it is for (none: all), what it changes in the other sections, and what on one task alone."""
+    """One method: the tasks it is for (none: all of them) and what it changes in the other sections."""
 
     tasks: Annotated[list[Task], Field(min_length=1)] | None = None
     rollout: dict[str, Any] = {}
     training: dict[str, Any] = {}
     allocation: dict[str, Any] = {}
-    per_task: dict[Task, dict[str, Any]] = {}
 
 
 class RunSettings(_Section):
@@ -242,10 +240,9 @@ class Config(_Section):
         if "base" in self.methods:
             raise ValueError("methods.base: `base` names the untrained model; call the method something else")
         for name, method in self.methods.items():
-            for key, named in (("tasks", method.tasks or ()), ("per_task", method.per_task)):
-                for task in named:
-                    if task not in self.tasks:
-                        raise ValueError(f"methods.{name}.{key}: no `{task}` under tasks; it has {', '.join(self.tasks)}")
+            for task in method.tasks or ():
+                if task not in self.tasks:
+                    raise ValueError(f"methods.{name}.tasks: no `{task}` under tasks; it has {', '.join(self.tasks)}")
         for task in self.tasks:
             if not methods_of(self, task):
                 raise ValueError(f"tasks.{task}: no method is for it; see methods.<name>.tasks")
@@ -282,12 +279,10 @@ def run_settings(config: Config, task: str, method: str) -> RunSettings:
     if method != "base" and method not in methods_of(config, task):
         raise InputError(f"methods.{method}.tasks: `{method}` is not for `{task}`; add it there, or choose another method")
     changes = config.methods[method].model_dump(exclude={"tasks"}) if method in config.methods else {}
-    on_task = changes.pop("per_task", {}).get(task, {})
     settings = config.model_dump(include={"policy", "compute", "evaluation", "scorers", "prompts", *_OVERRIDABLE})
     for where, overrides in (
         (f"tasks.{task}.overrides", config.tasks[task].overrides),
         (f"methods.{method}", changes),
-        (f"methods.{method}.per_task.{task}", on_task),
     ):
         for section in overrides:
             if section not in _OVERRIDABLE:

@@ -74,12 +74,6 @@ def test_the_ablation_is_the_miniature_with_more_methods_and_one_task():
         ("tasks.geneval.reward.beauty=1.0", "tasks.geneval.reward.beauty"),
         ("methods.star.policy.guidance=2.0", "methods.star.policy: no such key"),
         ("tasks.ocr.overrides.policy.guidance=2.0", "tasks.ocr.overrides.policy: only rollout, training, allocation"),
-        ("methods.star.per_task.beauty.training.epochs=3", "methods.star.per_task.beauty"),
-        (
-            "methods.star.per_task.ocr.policy.guidance=2.0",
-            "methods.star.per_task.ocr.policy: only rollout",
-        ),
-        ("methods.star.per_task.ocr.training.epochs=0", "methods.star.per_task.ocr.training.epochs"),
         ("methods.star.tasks=[geneval, beauty]", "methods.star.tasks.1"),
         ("methods.star.tasks=[]", "methods.star.tasks"),
         ("methods.star.allocation.sauce=none", "methods.star.allocation.sauce: no such key"),
@@ -123,12 +117,6 @@ def test_the_method_wins_over_the_task_and_the_task_over_the_file(data: dict):
     assert (star.training.learning_rate, elsewhere.training.learning_rate) == (0.125, data["training"]["learning_rate"])
     assert star.allocation.source == "attention" and star.allocation.blocks == data["allocation"]["blocks"]
     assert run_settings(config, "ocr", "base").allocation.source == "none"
-    data["methods"]["star"]["per_task"] = {"ocr": {"training": {"kl_beta": 0.75}}}
-    config = parse(data, "x.yaml")
-    assert [run_settings(config, task, "star").training.kl_beta for task in ("ocr", "geneval")] == [0.75, 0.25]
-    del data["tasks"]["ocr"]
-    with pytest.raises(InputError, match=r"methods\.star\.per_task: no `ocr` under tasks; it has geneval, pickscore"):
-        parse(data, "x.yaml")
 
 
 def test_a_method_can_be_for_some_tasks_alone(data: dict):
