@@ -94,7 +94,7 @@ def test_the_page_says_what_it_has_and_what_not(page: Path):
     for letter in "ce":
         assert re.search(rf"## \({letter}\) [^\n]+\nNot measured; see \*What was run\*\.", text)
     assert "`star` − `oracle`: not measured." in text
-    assert "Allocation by attention beats the scalar objective" in text and "`inverse` does harm" in text
+    assert "Allocation by attention (`star`) beats the scalar objective" in text and "`inverse` does harm" in text
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures and all((page / figure).is_file() for figure in figures)
     assert "nan" not in text.lower().replace("not", "") and "{{" not in text
@@ -166,6 +166,7 @@ def test_the_configuration_answers_every_question():
     config = load(CONFIG)
     assert questions.answered(config) == list(questions.QUESTIONS)
     asked = {method for question in questions.QUESTIONS for pair in question.pairs for method in pair}
+    asked |= {method for pair in questions.MAIN for method in pair}
     assert asked == set(config.methods)
 
 

@@ -155,12 +155,12 @@ def _localisation(axes: Axes, table: pd.DataFrame) -> None:
 
 def main(config: Config, tables: Tables) -> Figure:
     """Above, star against flow_grpo and random on every task; below, test scores by epoch of the methods of all tasks."""
-    tasks = [task for task in config.tasks if len(compared(tables["evidence"], task, MAIN))]
-    figure, axes = plt.subplots(
-        2, len(tasks), figsize=(max(6.4, 3.9 * len(tasks)), 6.4), squeeze=False, layout="constrained", height_ratios=[2, 3]
-    )
-    for column, task in enumerate(tasks):
-        rows = compared(tables["evidence"], task, MAIN)
+    found = {task: compared(tables["evidence"], task, MAIN) for task in config.tasks}
+    found = {task: rows for task, rows in found.items() if len(rows)}
+    tasks, above, below = list(found), 0.8 + 0.62 * max(map(len, found.values())), 3.4
+    size = (max(6.4, 3.9 * len(tasks)), above + below + 0.6)
+    figure, axes = plt.subplots(2, len(tasks), figsize=size, squeeze=False, layout="constrained", height_ratios=[above, below])
+    for column, (task, rows) in enumerate(found.items()):
         _difference_rows(axes[0][column], rows, tables["evidence_by_seed"], _axis(task))
         axes[0][column].set_title(f"{task}: {_sample(rows)}")
         shared = shared_methods(config, task)

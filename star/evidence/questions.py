@@ -18,7 +18,14 @@ class Question(NamedTuple):
 
 
 ATTRIBUTE_METHODS = ("base", "flow_grpo", "star")  # sampled on the prompts of global attributes
-MAIN = (("star", "flow_grpo"), ("star", "random"))  # corrected for their number apart from the rest
+# The first STAR and the final one, whose sharpness was tuned after it; corrected for their number apart from the rest.
+MAIN = (
+    ("star", "flow_grpo"),
+    ("star", "random"),
+    ("star_sharp", "flow_grpo"),
+    ("star_sharp", "random"),
+    ("star_sharp", "star"),
+)
 ATTRIBUTES = Question("b", "attributes", "Prompts of localised content against prompts of global attributes")
 COST = Question("g", "cost", "What allocation costs in time and memory")
 GUARDS = Question("h", "guards", "Diversity and other scores at equal reward")
