@@ -33,6 +33,7 @@ def _scores(
     return [
         {"prompt_id": name, "tag": tag, "prompt": prompt, "sample": k, "filename": f"{i:05d}/samples/{k:04d}.png"}
         | {"score": float(mean_P[i] + rng.normal(0, spread)), "scorer": task, "task": task}
+        | {"reason": "expected red cat>=1, found 1 blue\nexpected dog>=1, found 0" if k == 0 else ""}
         for i, (name, tag, prompt) in enumerate(prompts)
         for k in range(images)
     ]

@@ -100,6 +100,13 @@ def test_the_page_says_what_it_has_and_what_not(page: Path):
     assert "nan" not in text.lower().replace("not", "") and "{{" not in text
 
 
+def test_failures_are_shares_of_all_pictures(page: Path):
+    """The simulation lacks an object in the first of every two pictures."""
+    table = _table(page, "evidence_failures").pivot(index="method", columns="failure", values="mean")
+    assert table["absent"].to_numpy() == pytest.approx(0.5) and (table.drop(columns="absent") == 0).all(axis=None)
+    assert "100 % of the untrained model's failures are objects that are not there" in (page / "evidence.md").read_text()
+
+
 def test_global_attributes_shrink_the_gain(page: Path):
     table = _table(page, "evidence_attributes")
     rows = table[table["contrast"] & (table["quantity"] == "gain")].set_index("kind")

@@ -12,7 +12,7 @@ from star.errors import InputError
 from star.miniature.captions import TAGS, caption, descriptions
 from star.miniature.scenes import compose, render
 from star.scoring import make_scorer
-from star.scoring.geneval import judge, overall, relations, select, soft_reward
+from star.scoring.geneval import failure, judge, overall, relations, select, soft_reward
 
 
 class D(NamedTuple):
@@ -122,6 +122,23 @@ def test_position_with_color_needs_both() -> None:
     assert reason == "expected green ring>=1, found 1 blue\nno target for circle to be above"
     assert (correct, soft) == (False, pytest.approx(4 / 5))
     assert _verdict([ring, circle._replace(color="blue")], metadata)[:2] == (False, "expected red circle>=1, found 1 blue")
+
+
+def test_a_failure_is_the_first_kind_that_holds() -> None:
+    circle, ring = D("circle", LEFT), D("ring", RIGHT)
+    beside = {
+        "include": [_item("ring", color="red"), _item("circle", position=["left of", 0])],
+        "exclude": [_item("circle", 2)],
+    }
+    cases = {
+        "": [ring, circle],
+        "absent": [ring._replace(color="blue")],  # and the ring has the wrong colour
+        "surplus": [ring._replace(color="blue"), circle, circle],
+        "color": [ring._replace(color="blue"), circle],  # and no target to be left of
+        "position": [ring._replace(box=LOW), circle],
+    }
+    assert {failure(_verdict(seen, beside)[1]) for seen in ([circle], [])} == {"absent"}
+    assert {kind: failure(_verdict(seen, beside)[1]) for kind, seen in cases.items()} == {kind: kind for kind in cases}
 
 
 def test_overall_is_the_unweighted_mean_of_tags() -> None:

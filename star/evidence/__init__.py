@@ -41,6 +41,8 @@ def write(config: Config, folder: Path, out: Path) -> None:
         "evidence_localisation": measures.localisation_by_step(config, metrics),
         "evidence_runs": measures.runs(metrics, found.machines),
     }
+    if "failure" in scores and scores.loc[scores["task"] == "geneval", "failure"].notna().all():
+        tables["evidence_failures"] = evidence.failures(config, scores)
     if found.attributes is not None:
         tables["evidence_attributes"] = evidence.attributes(*found.attributes)
     (out / "evidence" / "tables").mkdir(parents=True, exist_ok=True)

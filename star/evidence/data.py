@@ -1,7 +1,8 @@
 """Finished runs kept small enough for the repository: one gzipped JSON file a run, from which the evidence is made anew.
 
 A file says which settings, base model, scorers and machine it comes from, and holds the scores of every image of every
-checkpoint, the collapse guards and the learning curve. Numbers keep seven digits. Equal runs give equal bytes.
+checkpoint (on geneval also what is wrong with it), the collapse guards and the learning curve. Numbers keep seven digits.
+Equal runs give equal bytes.
 """
 
 import gzip
@@ -15,6 +16,7 @@ import pandas as pd
 from star.config import Config, run_settings
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
+from star.scoring.geneval import failure
 from star.tables import results
 
 _SCORES = ["step", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]
@@ -115,7 +117,8 @@ def _collected(config: Config, base: str, task: str, method: str, seed: int) -> 
     run = results.run_folder(config, task, method, seed)
     scores = pd.concat(results.run_scores(config, task, method, seed).values(), ignore_index=True)
     made = {"task": task, "method": method, "seed": seed, **_source(config, task, method), "base": base}
-    made |= {"scores": _columns(scores[_SCORES]), "guards": _columns(results.guards(config, scores)[_GUARDS])}
+    wrong = {"failure": scores["reason"].map(failure)} if task == "geneval" and "reason" in scores else {}
+    made |= {"scores": _columns(scores[_SCORES].assign(**wrong)), "guards": _columns(results.guards(config, scores)[_GUARDS])}
     if method != "base":
         trained = json.loads((run / "settings.json").read_text())
         wanted = run_settings(config, task, method).model_dump(mode="json")

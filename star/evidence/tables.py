@@ -9,6 +9,7 @@ from star.config import Config, methods_of
 from star.evidence import estimates
 from star.evidence.estimates import Cells
 from star.evidence.questions import ATTRIBUTE_METHODS, MAIN, QUESTIONS
+from star.scoring.geneval import FAILURES
 from star.tables.results import steps
 from star.tables.statistics import PAIR, by_tag
 
@@ -111,6 +112,22 @@ def learning(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
                 known = {"task": task, "method": method, "epoch": epoch, "images": len(found), "seeds": found["seed"].nunique()}
                 rows.append(known | dict(zip(INTERVAL, values, strict=True)))
     return pd.DataFrame(rows)
+
+
+def failures(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """What is wrong with final test images of geneval: task, method, failure, mean, low, high, images.
+
+    Intervals: bootstrap over seeds and prompts. Shares are of all images and weighted as the score is, so that a method's
+    failures add up to 1 - its score; `base` comes first.
+    """
+    rows = []
+    for method in ("base", *methods_of(config, "geneval")):
+        of_epoch = curves(config, scores, "geneval", method)
+        final = of_epoch[max(of_epoch)]
+        for kind in FAILURES:
+            found = estimates.cells(final.assign(score=(final["failure"] == kind).astype(float)), "score", strata("geneval"))
+            rows.append(("geneval", method, kind, *estimates.bootstrap(found), len(final)))
+    return pd.DataFrame(rows, columns=["task", "method", "failure", *INTERVAL, "images"])
 
 
 def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ detections, best first, as the official evaluator orders them.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,6 +24,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 OFFICIAL_KEYS = ("tag", "include", "exclude", "prompt")
+FAILURES = ("absent", "surplus", "color", "position")
 RULES = f"threshold={THRESHOLD}/{COUNTING_THRESHOLD} max={MAX_OBJECTS} position={POSITION_THRESHOLD}"
 
 
@@ -111,6 +113,20 @@ def judge(found: Found, color: Callable[[Detected], str], metadata: dict) -> tup
         if number >= item["count"]:
             reasons.append(f"expected {item['class']}<{item['count']}, found {number}")
     return not reasons, "\n".join(reasons)
+
+
+def failure(reasons: str) -> str:
+    """The first of FAILURES among the reasons that `judge` gives (ours); "" for none.
+
+    `absent`: fewer objects than asked for, `surplus`: more, `color` and `position`: as many, but otherwise wrong.
+    """
+    if re.search(r">=\d+, found \d+$", reasons, re.MULTILINE):
+        return "absent"
+    if re.search(r"<\d+, found \d+$", reasons, re.MULTILINE):
+        return "surplus"
+    if re.search(r">=\d+, found \d+ ", reasons):
+        return "color"
+    return "position" if reasons else ""
 
 
 def soft_reward(found: Found, color: Callable[[Detected], str], metadata: dict) -> float:

@@ -54,7 +54,10 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """A scores file, one row an image: prompt_id, sample, tag, prompt, filename, scorer, score. Raises InputError."""
+    """A scores file, one row an image: prompt_id, sample, tag, prompt, filename, scorer, score; `reason` where there is one.
+
+    Raises InputError.
+    """
     rows = read_jsonl(path)
     if not rows:
         raise InputError(f"{path}: no scores in it; delete it and rerun `star score`")
@@ -65,7 +68,8 @@ def read_scores(path: Path) -> pd.DataFrame:
         score = row.get("score")
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             raise InputError(f"{path}:{number}: `score` is {score!r}, not a finite number; rerun `star score`")
-    frame = pd.DataFrame(rows, columns=[*_SCORE_KEYS, "score"]).astype({"score": float})
+    columns = [*_SCORE_KEYS, "score"] + ["reason"] * ("reason" in rows[0])
+    frame = pd.DataFrame(rows, columns=columns).astype({"score": float})
     if (frame.groupby("prompt_id").size().nunique()) != 1 or frame.duplicated(["prompt_id", "sample"]).any():
         raise InputError(f"{path}: prompts with different numbers of images; delete it and rerun `star score`")
     return frame
