@@ -49,22 +49,22 @@ def _area(points: Curves) -> pd.DataFrame:
     return pd.concat(weighted).groupby([*PAIR, "tag"], as_index=False)["score"].sum()
 
 
-def _pairs(config: Config, scores: pd.DataFrame) -> Iterator[tuple[dict, Curves, Curves]]:
-    """The pairs that a question names and two seeds share: task, method and reference, and the curves of both."""
+def _pairs(config: Config, scores: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, Curves, Curves]]:
+    """The pairs that a question names and two seeds share: their names, differences of the final scores, curves of both."""
     asked = tuple(dict.fromkeys([*MAIN, *(pair for question in QUESTIONS for pair in question.pairs)]))
     for task in config.tasks:
         for method, reference in asked:
             seeds = seeds_of(scores, task, method, reference)
             if len(seeds) > 1:
                 one, other = (curves(config, scores, task, m, seeds) for m in (method, reference))
-                yield {"task": task, "method": method, "reference": reference}, one, other
+                final = _differences(one[max(one)], other[max(other)])
+                yield {"task": task, "method": method, "reference": reference}, final, one, other
 
 
 def by_seed(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """Difference of the final scores of every pair under every seed: task, method, reference, seed, difference."""
     rows = []
-    for pair, one, other in _pairs(config, scores):
-        final = _differences(one[max(one)], other[max(other)])
+    for pair, final, *_ in _pairs(config, scores):
         values = estimates.by_seed(estimates.cells(final, "score", strata(pair["task"])))
         rows += [pair | {"seed": s, "difference": v} for s, v in zip(sorted(final["seed"].unique()), values, strict=True)]
     return pd.DataFrame(rows)
@@ -79,8 +79,8 @@ def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     images.
     """
     rows = []
-    for pair, one, other in _pairs(config, scores):
-        final, by = _differences(one[max(one)], other[max(other)]), strata(pair["task"])
+    for pair, final, one, other in _pairs(config, scores):
+        by = strata(pair["task"])
         found = estimates.cells(final, "score", by)
         model = estimates.mixed(found)
         area = (np.nan, np.nan, np.nan)
