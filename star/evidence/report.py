@@ -46,8 +46,9 @@ class Said:
         text = f"{task} ({interval(row, self.places[task], '+')}"
         if np.isfinite(row["p_holm"]):
             excluded = row["low"] > 0 or row["high"] < 0
-            doubt = ", so not after correction" if excluded and row["p_holm"] >= _SIGNIFICANT else ""
-            text += f", corrected p {probability(row['p_holm'])}{doubt}"
+            text += f", corrected p {probability(row['p_holm'])}"
+            if excluded != (row["p_holm"] < _SIGNIFICANT):
+                text += ", so not after correction" if excluded else ", so told apart by the mixed model alone"
         return text + ")"
 
     def markdown(self, pairs: tuple[Pair, ...]) -> str:
