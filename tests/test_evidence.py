@@ -14,6 +14,7 @@ from star import cli
 from star.config import Config, load, run_settings
 from star.errors import InputError
 from star.evidence import data, questions
+from star.evidence.report import Said
 
 CONFIG = "config/evidence-miniature.yaml"
 METHODS = """{
@@ -98,6 +99,19 @@ def test_the_page_says_what_it_has_and_what_not(page: Path):
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures and all((page / figure).is_file() for figure in figures)
     assert "nan" not in text.lower().replace("not", "") and "{{" not in text
+
+
+def test_nothing_and_not_told_apart_are_different_words():
+    rows = [
+        {"task": "geneval", "method": "uniform", "reference": reference, "mean": 0.0, "low": -low, "high": low, "p_holm": p}
+        for reference, low, p in (("flow_grpo", 0.0, np.nan), ("star", 0.1, 0.01))
+    ]
+    said = Said(load(CONFIG), pd.DataFrame(rows), pd.DataFrame({"task": ["geneval"], "mean": [0.5]}))
+    assert said.pair("uniform", "flow_grpo") == "`uniform` − `flow_grpo` is exactly zero, in every resample, on geneval."
+    assert said.pair("uniform", "star") == (
+        "`uniform` − `star` is not told apart from zero on geneval (+0.000 [-0.100, +0.100], corrected p = 0.01, "
+        "so told apart by the mixed model alone)."
+    )
 
 
 def test_failures_are_shares_of_all_pictures(page: Path):

@@ -27,14 +27,20 @@ class Said:
         return self.table[(self.table["method"] == method) & (self.table["reference"] == reference)]
 
     def tasks(self, method: str, reference: str, sign: int) -> list[str]:
-        """The tasks where the difference is above (1) or below (-1) zero, or not told apart from it (0), by the bootstrap."""
+        """The tasks where the difference is above (1) or below (-1) zero, or not told apart from it (0), by the bootstrap.
+
+        Where it is exactly zero it is none of these.
+        """
         rows = self.rows(method, reference)
+        rows = rows[~_identical(rows)]
         found = np.where(rows["low"] > 0, 1, np.where(rows["high"] < 0, -1, 0))
         return rows.loc[found == sign, "task"].tolist()
 
     def pair(self, method: str, reference: str) -> str:
         """One sentence on a pair over all its tasks; empty where no task has both."""
-        parts = []
+        rows = self.rows(method, reference)
+        same = rows.loc[_identical(rows), "task"].tolist()
+        parts = [f"exactly zero, in every resample, on {listed(same)}"] if same else []
         for sign, words in ((1, "above zero on"), (-1, "below zero on"), (0, "not told apart from zero on")):
             tasks = self.tasks(method, reference, sign)
             if tasks:
@@ -70,6 +76,10 @@ class Said:
                     }
                 )
         return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _identical(rows: pd.DataFrame) -> pd.Series:
+    return (rows[["mean", "low", "high"]] == 0).all(axis=1)
 
 
 def listed(items: list[str]) -> str:
