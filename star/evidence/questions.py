@@ -24,6 +24,7 @@ MAIN = (
     ("star", "random"),
     ("star_sharp", "flow_grpo"),
     ("star_sharp", "random"),
+    ("star_sharp", "random_sharp"),
     ("star_sharp", "star"),
 )
 ATTRIBUTES = Question("b", "attributes", "Prompts of localised content against prompts of global attributes")
