@@ -55,7 +55,13 @@ QUESTIONS = (
         "d",
         "steps",
         "Early against late denoising steps",
-        (("star", "flow_grpo"), ("star_late", "flow_grpo_late"), ("spatio_temporal", "star")),
+        (
+            ("star", "flow_grpo"),
+            ("star_late", "flow_grpo_late"),
+            ("flow_grpo_late", "flow_grpo"),
+            ("star_late", "star"),
+            ("spatio_temporal", "star"),
+        ),
     ),
     Question("e", "tokens", "Core content against all tokens", (("all_tokens", "star"), ("all_tokens", "flow_grpo"))),
     Question(
