@@ -118,7 +118,10 @@ def test_failures_are_shares_of_all_pictures(page: Path):
     """The simulation lacks an object in the first of every two pictures."""
     table = _table(page, "evidence_failures").pivot(index="method", columns="failure", values="mean")
     assert table["absent"].to_numpy() == pytest.approx(0.5) and (table.drop(columns="absent") == 0).all(axis=None)
-    assert "100 % of the untrained model's failures are objects that are not there" in (page / "evidence.md").read_text()
+    assert (
+        "100 % of the untrained model's failures are objects that the detector does not find"
+        in (page / "evidence.md").read_text()
+    )
 
 
 def test_global_attributes_shrink_the_gain(page: Path):
@@ -173,6 +176,17 @@ def test_runs_that_cannot_be_compared_are_refused(
     text = json.dumps(content).encode()
     path.write_bytes(gzip.compress(text) if key else gzip.compress(text)[:100])
     with pytest.raises(InputError, match=words):
+        data.read(_config(results), tmp_path)
+
+
+def test_scores_without_reasons_are_refused(results: Path, page: Path, tmp_path: Path):
+    for path in (results / "data").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "geneval-star-seed1.json.gz"
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    del content["scores"]["failure"]
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(InputError, match="of an older version"):
         data.read(_config(results), tmp_path)
 
 

@@ -41,7 +41,7 @@ def write(config: Config, folder: Path, out: Path) -> None:
         "evidence_localisation": measures.localisation_by_step(config, metrics),
         "evidence_runs": measures.runs(metrics, found.machines),
     }
-    if "failure" in scores and scores.loc[scores["task"] == "geneval", "failure"].notna().all():
+    if "geneval" in config.tasks:
         tables["evidence_failures"] = evidence.failures(config, scores)
     if found.attributes is not None:
         tables["evidence_attributes"] = evidence.attributes(*found.attributes)

@@ -117,7 +117,9 @@ def _collected(config: Config, base: str, task: str, method: str, seed: int) -> 
     run = results.run_folder(config, task, method, seed)
     scores = pd.concat(results.run_scores(config, task, method, seed).values(), ignore_index=True)
     made = {"task": task, "method": method, "seed": seed, **_source(config, task, method), "base": base}
-    wrong = {"failure": scores["reason"].map(failure)} if task == "geneval" and "reason" in scores else {}
+    if task == "geneval" and "reason" not in scores:
+        raise InputError(f"{run}/scores: images without `reason`; score them again with `star score`")
+    wrong = {"failure": scores["reason"].map(failure)} if task == "geneval" else {}
     made |= {"scores": _columns(scores[_SCORES].assign(**wrong)), "guards": _columns(results.guards(config, scores)[_GUARDS])}
     if method != "base":
         trained = json.loads((run / "settings.json").read_text())
@@ -180,6 +182,8 @@ def read(config: Config, folder: Path) -> Data:
                 )
             made = _load(path)
             _same_source(path, made, _source(config, task, method) | base)
+            if task == "geneval" and "failure" not in made["scores"]:
+                raise InputError(f"{path}: of an older version, without what is wrong with its images; collect the run again")
             base, machines[task, method, seed] = {"base": made["base"]}, made.get("environment")
             for part in _PARTS:
                 if part in made:

@@ -43,7 +43,7 @@ def write(folder: Path, config: Config, tables: Tables) -> list[str]:
         elif question is ATTRIBUTES:
             if "evidence_attributes" in tables:
                 figures[question.name] = lambda: attributes(config, tables)
-        elif any(len(compared(tables["evidence"], task, question.pairs)) for task in config.tasks):
+        elif _by_task(config, tables, question.pairs):
             figures[question.name] = lambda question=question: differences(config, tables, question)
     with plt.rc_context(STYLE):
         for name, draw in figures.items():
@@ -99,10 +99,15 @@ def _axis(task: str) -> str:
     return SCORE_AXES.get(task, "score")
 
 
+def _by_task(config: Config, tables: Tables, pairs: tuple[tuple[str, str], ...]) -> dict[str, pd.DataFrame]:
+    """The comparisons of these pairs, on the tasks that have any."""
+    found = {task: compared(tables["evidence"], task, pairs) for task in config.tasks}
+    return {task: rows for task, rows in found.items() if len(rows)}
+
+
 def differences(config: Config, tables: Tables, question: Question) -> Figure:
     """The paired differences of a question, a panel a task, and beside them the diagnostics that belong to it."""
-    found = {task: compared(tables["evidence"], task, question.pairs) for task in config.tasks}
-    found = {task: rows for task, rows in found.items() if len(rows)}
+    found = _by_task(config, tables, question.pairs)
     tasks = list(found)
     extra = [q for q in _BESIDE.get(question.letter, ()) if q[0] in set(tables["evidence_diagnostics"]["quantity"])]
     by_step = question.letter == "d" and len(tables["evidence_localisation"]) > 0
@@ -154,9 +159,8 @@ def _localisation(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def main(config: Config, tables: Tables) -> Figure:
-    """Above, star against flow_grpo and random on every task; below, test scores by epoch of the methods of all tasks."""
-    found = {task: compared(tables["evidence"], task, MAIN) for task in config.tasks}
-    found = {task: rows for task, rows in found.items() if len(rows)}
+    """Above, the main comparisons on every task; below, test scores by epoch of the methods of all tasks."""
+    found = _by_task(config, tables, MAIN)
     tasks, above, below = list(found), 0.8 + 0.62 * max(map(len, found.values())), 3.4
     size = (max(6.4, 3.9 * len(tasks)), above + below + 0.6)
     figure, axes = plt.subplots(2, len(tasks), figsize=size, squeeze=False, layout="constrained", height_ratios=[above, below])
