@@ -18,6 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from star.config import Policy, Rollout, Training
+from star.policy.generator import pick_precision
 
 
 @contextmanager
@@ -59,7 +60,7 @@ class FlowGrpo:
     ) -> None:
         self.pipe, self.transformer, self.device = pipe, pipe.transformer, device
         self.policy, self.rollout, self.training = policy, rollout, training
-        self.dtype = getattr(torch, policy.precision)
+        self.dtype = pick_precision(policy)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(rollout.steps)
         self.sigmas = scheduler.sigmas.tolist()

@@ -180,9 +180,9 @@ def main(argv: list[str] | None = None) -> None:
         published = true_size(Path(folder), args.true_size) if args.true_size else ()
         for name, on, rate, cpu in itertools.chain(miniature(config, args.images), published):
             print(f"| {name} | {on} | {rate:.3g} | {cpu:.2g} |", flush=True)
+    torch.set_num_threads(threads)
     if not args.epochs:
         return
-    torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the scoring process, which imports this file before it can say so itself
     print("\n| task | overlap | epoch, s | waits for scores, s | share |\n|---|---|---|---|---|")
     for task in config.tasks:

@@ -116,7 +116,9 @@ def report_more(report: Report, name: str, star: list[float], scalar: list[float
 def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | None) -> None:
     """Measure everything and report it, what is quick first."""
     began, batch = time.perf_counter(), work.settings["star"].rollout.batch
-    report.add("matrix rate, at the start", matrix_rate(work) / 1e12, "TFLOP/s", note=work.settings["star"].policy.precision)
+    report.add(
+        "matrix rate, at the start", matrix_rate(work) / 1e12, "TFLOP/s", note=str(work.policy.dtype).removeprefix("torch.")
+    )
     flops = measure.image_flops(work.policy, work.policy.encode(work.records[:1]), work.empty)
     for name, value in vars(flops).items():
         report.add(f"{name} of an image", value / 1e9, "GFLOP")

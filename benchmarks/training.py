@@ -61,7 +61,7 @@ def _measure(args: argparse.Namespace) -> None:
     from report import Report
     from work import Work
 
-    from star.policy.generator import DTYPES, Generator, pick_device
+    from star.policy.generator import Generator, pick_device, pick_precision
     from star.scoring.pool import RewardPool
     from star.training.trainer import check
 
@@ -71,7 +71,7 @@ def _measure(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.size == "sd35-medium":
             layers = args.layers or LAYERS
-            pipe = sd35_medium.pipeline(DTYPES[star.policy.precision], device, layers)
+            pipe = sd35_medium.pipeline(pick_precision(star.policy), device, layers)
             sd35_medium.save_pickscore(Path(folder), device, layers)
             scorers = scorers.model_copy(update={"pickscore_model": folder, "pickscore_processor": folder})
         policy = Generator(star.policy, star.allocation, star.compute, pipe)

@@ -46,7 +46,7 @@ class Policy(_Section):
     resolution: Positive
     guidance: float = Field(ge=1)
     max_sequence_length: Positive = 128
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     lora: Lora = Lora()
 

@@ -308,6 +308,17 @@ def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0] == (True, "GPU H100: 30 of 80 GiB free")
     assert found[1] == (False, "compute.processes: 4 on a machine, 2 GPUs here; lower it")
     assert found[2] == (False, "policy.precision: bfloat16, but this GPU lacks it; use float16")
+    config = _config("policy.device=cpu", "scorers.device=cuda", "scorers.pickscore_dtype=bfloat16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": True})
+    assert list(machine._gpu(config))[1:3] == [
+        (True, "policy.precision: bfloat16, which the processor has"),
+        (False, "scorers.pickscore_dtype: bfloat16, but this GPU lacks it; use float16"),
+    ]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert list(machine._gpu(config))[1] == (
+        False,
+        "policy.precision: bfloat16, but this processor lacks it and is slow in it; use float32",
+    )
     assert "onnxruntime-gpu" in found[3][1]
 
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from star.config import Allocation, Lora, Policy, Training
 from star.errors import InputError
-from star.policy.generator import Generator
+from star.policy.generator import Generator, weights_digest
 from star.policy.sde import make_schedule
 from star.training.checkpoint import save
 from star.training.learner import Ema, Learner
@@ -46,6 +46,24 @@ def test_ode_sampling_is_that_of_diffusers(random_base: Path, guidance: float) -
         output_type="np",
     ).images
     np.testing.assert_allclose(np.stack(pictures) / 255, theirs, atol=0.5 / 255 + 1e-4)
+
+
+def test_auto_is_bfloat16_where_the_processor_has_it_and_a_run_is_not_continued_in_the_other(
+    random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = set()
+    for found, precision in (
+        ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "amx_bf16": False}, torch.float32),
+        ({"neon": True, "bf16": True}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        policy = _policy(random_base, precision="auto")
+        generator = Generator(policy)
+        assert {p.dtype for p in generator.transformer.parameters()} == {generator.dtype} == {precision}
+        digests.add(weights_digest(policy))
+        assert weights_digest(_policy(random_base)) == weights_digest(_policy(random_base, precision="bfloat16"))
+    assert len(digests) == 2
 
 
 def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tmp_path: Path) -> None:

@@ -37,22 +37,35 @@ def _gpu(config: Config) -> Iterator[tuple[bool, str]]:
         if config.policy.device != "cpu" and asked > 1:
             fine = there >= asked
             yield fine, f"compute.processes: {asked} on a machine, {there} GPUs here" + ("" if fine else "; lower it")
-        precisions = {
-            "policy.precision": config.policy.precision,
-            "scorers.detector_precision": config.scorers.detector_precision,
-            "scorers.pickscore_dtype": config.scorers.pickscore_dtype,
-        }
-        if keys := [key for key, precision in precisions.items() if precision == "bfloat16"]:
-            fine = torch.cuda.is_bf16_supported(including_emulation=False)
-            yield (
-                fine,
-                f"{', '.join(keys)}: bfloat16, " + ("which the GPU has" if fine else "but this GPU lacks it; use float16"),
-            )
+    yield from _bfloat16(config)
     if "ocr" in needed(config) and config.scorers.ocr_engine == "rapidocr" and config.scorers.device == "cuda":
         import onnxruntime
 
         fine = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         yield fine, "onnxruntime on the GPU" + ("" if fine else " is missing: install onnxruntime-gpu, or scorers.device: auto")
+
+
+def _bfloat16(config: Config) -> Iterator[tuple[bool, str]]:
+    import torch
+
+    from star.policy.generator import has_bfloat16
+
+    policy, scorers = config.policy, config.scorers
+    precisions = {
+        "policy.precision": (policy.precision, policy.device),
+        "scorers.detector_precision": (scorers.detector_precision, scorers.device),
+        "scorers.pickscore_dtype": (scorers.pickscore_dtype, scorers.device),
+    }
+    places = {"cpu": ("processor", " and is slow in it; use float32")}  # of `auto` without a GPU: perhaps a login node
+    if torch.cuda.is_available():
+        places |= {"cuda": ("GPU", "; use float16"), "auto": ("GPU", "; use float16")}
+    for place, (name, remedy) in places.items():
+        if keys := [key for key, (kind, on) in precisions.items() if kind == "bfloat16" and on == place]:
+            fine = has_bfloat16(torch.device("cuda" if place == "auto" else place))
+            yield (
+                fine,
+                f"{', '.join(keys)}: bfloat16, " + (f"which the {name} has" if fine else f"but this {name} lacks it{remedy}"),
+            )
 
 
 def disk(folder: Path) -> tuple[bool, str]:

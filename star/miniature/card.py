@@ -66,7 +66,7 @@ word. The base knows every concept and follows the caption only mostly, which le
 the OCR test prompts are in no caption.
 
 ## Training
-| part | steps | batch | hours on 2 cores (CPU, bfloat16 autocast) | result |
+| part | steps | batch | hours on 2 cores | result |
 |---|---|---|---|---|
 | autoencoder | {recipe["autoencoder_steps"]} | {recipe["autoencoder_batch"]} | {training["autoencoder_hours"]:.2f} | mean squared error {training["autoencoder_mse"]:.4f} (pixels in -1..1) |
 | transformer and text encoders | {recipe["steps"]} | {recipe["batch"]} | {training["hours"]:.2f} | flow-matching loss {losses[-1][1]:.3f} |

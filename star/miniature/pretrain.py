@@ -30,6 +30,7 @@ from star.allocation.attention import install
 from star.miniature import base
 from star.miniature.captions import TAGS, TEST_PROMPTS, caption, split
 from star.miniature.scenes import compose, render
+from star.policy.generator import has_bfloat16
 from star.training.learner import optimizer_tensors, set_optimizer_tensors
 
 MIXTURE = dict(zip((*TAGS, "ocr", "free"), (0.05, 0.18, 0.1, 0.08, 0.2, 0.15, 0.14, 0.1), strict=True))
@@ -100,6 +101,11 @@ def _pixels(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def _bfloat16() -> torch.autocast:
+    """Compute in bfloat16 where this processor has it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16(torch.device("cpu")))
+
+
 def train_autoencoder(vae: nn.Module, pictures: np.ndarray, recipe: Recipe) -> float:
     """Train in place; returns the mean squared error of the last 100 steps (pixels in -1..1).
 
@@ -116,7 +122,7 @@ def train_autoencoder(vae: nn.Module, pictures: np.ndarray, recipe: Recipe) -> f
         rows = torch.randint(recipe.images, (batch,), generator=generator).numpy()
         top, left = torch.randint((64 - side) // 4 + 1, (2,), generator=generator).mul(4).tolist()
         x = _pixels(pictures[rows, top : top + side, left : left + side]).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with _bfloat16():
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator)
             y = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -139,7 +145,7 @@ def encode_pictures(vae: nn.Module, pictures: np.ndarray) -> torch.Tensor:
     """Latent means before scaling, half precision [images, C, H, W]."""
     latents = []
     for start in tqdm(range(0, len(pictures), 256), desc="encoding", mininterval=10):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with _bfloat16():
             x = _pixels(pictures[start : start + 256]).to(memory_format=torch.channels_last)
             latents.append(vae.encode(x).latent_dist.mean.half())
     return torch.cat(latents)
@@ -245,7 +251,7 @@ def train_transformer(
         x0_BCHW, noise_BCHW, sigma_B = x0_BCHW[mine], noise_BCHW[mine], sigma_B[mine]
         target_BCHW = noise_BCHW - x0_BCHW
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with _bfloat16():
             v_BCHW = velocity(x_BCHW, sigma_B, clip_BL, t5_BL)
         loss = F.mse_loss(v_BCHW.float(), target_BCHW)
         for optimizer in optimizers:

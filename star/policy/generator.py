@@ -53,6 +53,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; where it does not, bfloat16 is many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # elsewhere nothing was measured
+
+
+def pick_precision(policy: Policy) -> torch.dtype:
+    """The precision inside the transformer; `auto` is bfloat16 where the policy's device has it, else float32 (ours)."""
+    if policy.precision != "auto":
+        return DTYPES[policy.precision]
+    return torch.bfloat16 if has_bfloat16(pick_device(policy.device)) else torch.float32
+
+
 def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
     """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
     source = Path(policy.model)
@@ -62,7 +77,7 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
     elif not hub.is_repository(policy.model):
         raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
     hub.check_pin(policy.model, policy.revision, "policy.model")
-    settings = {"dtype": DTYPES[policy.precision], "use_safetensors": True}
+    settings = {"dtype": pick_precision(policy), "use_safetensors": True}
     where = (policy.model, policy.revision, "policy.model", "model_index.json")
     try:
         pipe = hub.load(StableDiffusion3Pipeline, *where, has_tokenizers, **settings)
@@ -81,12 +96,17 @@ def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
 
 
 def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
+    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision.
+
+    They also change with the precision that `auto` means here: what one machine began in it no other goes on with in another.
+    """
     digest = hashlib.sha256()
     folder = Path(policy.model)
     for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
         digest.update(file.read_bytes())
     digest.update(f"{policy.model}@{policy.revision}".encode())
+    if policy.precision == "auto":
+        digest.update(str(pick_precision(policy)).encode())
     if adapter is not None:
         digest.update((adapter / ADAPTER_FILE).read_bytes())
     return digest.hexdigest()[:12]
@@ -107,9 +127,8 @@ class Generator:
     ) -> None:
         self.policy, self.allocation, self.compute = policy, allocation or Allocation(), compute or Compute()
         self.device = pick_device(policy.device)
-        self.dtype = DTYPES[policy.precision]
-        if self.compute.tf32:
-            torch.set_float32_matmul_precision("high")
+        self.dtype = pick_precision(policy)
+        torch.set_float32_matmul_precision("high" if self.compute.tf32 else "highest")
         self.pipe = pipe or load_pipeline(policy)
         self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
         vae = self.pipe.vae.requires_grad_(False).to(self.device).eval()

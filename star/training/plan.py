@@ -27,6 +27,11 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
     ]
 
 
+def describe_device(policy: Generator) -> str:
+    """Where the transformer runs, and in which precision."""
+    return f"device   {policy.device.type}, {str(policy.dtype).removeprefix('torch.')}"
+
+
 def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
     """The estimate of `memory_bytes`, GiB, in lines."""
     gib = {part: size / _GIB for part, size in memory_bytes(policy, batch, processes).items()}

@@ -24,7 +24,7 @@ from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.advantages import group_advantages
 from star.training.learner import Learner
-from star.training.plan import describe, describe_memory
+from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, last_trained, sample_epoch, trained_steps
 from star.training.update import update_policy
@@ -108,7 +108,12 @@ def plan(settings: RunSettings, seed: int, records: list[dict]) -> None:
     check(settings, records, processes)
     policy = Generator(settings.policy, settings.allocation, settings.compute)
     policy.add_adapter(seed)
-    print(*describe(settings, processes), *describe_memory(policy, settings.rollout.batch, processes), sep="\n")
+    print(
+        *describe(settings, processes),
+        describe_device(policy),
+        *describe_memory(policy, settings.rollout.batch, processes),
+        sep="\n",
+    )
 
 
 def train(settings: RunSettings, seed: int, records: list[dict], out: Path, start_over: bool = False) -> None:
@@ -132,9 +137,11 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     if processes.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         (out / "settings.json").write_text(settings.model_dump_json(indent=1))
-        (out / "environment.json").write_text(json.dumps(environment(policy.device), indent=1))
+        (out / "environment.json").write_text(
+            json.dumps(environment(policy.device) | {"precision": str(policy.dtype)}, indent=1)
+        )
         _keep_rows(metrics, done)
-        lines = describe(settings, processes.count)
+        lines = [*describe(settings, processes.count), describe_device(policy)]
         if policy.device.type == "cuda":
             lines += describe_memory(policy, settings.rollout.batch, processes.count)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
