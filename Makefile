@@ -41,8 +41,8 @@ evidence: install # docs/evidence.md and docs/evidence/first from the collected 
 	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
 	$(BIN)/star evidence --config config/evidence-first.yaml --data docs/evidence/first/data --out docs/evidence/first
 
-test: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+test: install # two at a time, of one thread each
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slurm: install
 	$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slurm]'
