@@ -27,21 +27,23 @@ TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
 
 # A conda environment brings its own python; otherwise it is the one that runs Snakemake.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
-ONLINE_STAR = f"OMP_WAIT_POLICY=PASSIVE {PYTHON} -m star.cli"  # Snakemake sets OMP_NUM_THREADS and its kin to {threads}
+ENVIRONMENT = "OMP_WAIT_POLICY=PASSIVE"  # Snakemake sets OMP_NUM_THREADS and its kin to {threads}
 if workflow.deployment_settings.deployment_method:
-    ONLINE_STAR = f"PYTHONPATH={workflow.basedir} {ONLINE_STAR}"
-STAR = f"HF_HUB_OFFLINE=1 {ONLINE_STAR}"  # what jobs need from the hub the rule `fetch` has brought
+    ENVIRONMENT = f"PYTHONPATH={workflow.basedir} {ENVIRONMENT}"
+OFFLINE = f"HF_HUB_OFFLINE=1 {ENVIRONMENT}"  # what jobs need from the hub the rule `fetch` has brought
+ONLINE_STAR, STAR = (f"{environment} {PYTHON} -m star.cli" for environment in (ENVIRONMENT, OFFLINE))
 
 SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
 
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
 PROCESSES, MACHINES = CONFIG.compute.processes, CONFIG.compute.machines
-TRAIN = f"{STAR} train"
+ON_GPUS = f"{PYTHON} {workflow.basedir}/workflow/scripts/on_gpus.py"  # jobs side by side take different ones
+GPU_STAR = f"{OFFLINE} {ON_GPUS} {GPUS} {PYTHON} -m star.cli" if GPUS else STAR
+TRAIN = f"{GPU_STAR} train"
 if PROCESSES > 1:
-    TRAIN = (
-        f"HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH={workflow.basedir} "
-        f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {MACHINES} train"
-    )
+    chooser = f"{ON_GPUS} {GPUS * PROCESSES} " if MACHINES == 1 else ""  # over several SLURM chooses
+    launch = f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {MACHINES} train"
+    TRAIN = f"PYTHONPATH={workflow.basedir} {OFFLINE} {chooser}{launch}"
 
 
 wildcard_constraints:

@@ -27,5 +27,5 @@ rule maps:
     message:
         "Drawing the allocation maps of {wildcards.method} on {wildcards.task}"
     shell:
-        "{STAR} maps {params.what} --config {params.config} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
+        "{GPU_STAR} maps {params.what} --config {params.config} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
         "--prompts {input.prompts} --out {params.out} {params.adapter} > {log} 2>&1"

@@ -27,5 +27,5 @@ rule sample:
     message:
         "Sampling the {CONFIG.evaluation.split} prompts of {wildcards.task} with {wildcards.method}, seed {wildcards.seed}, step {wildcards.step}"
     shell:
-        "{STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
+        "{GPU_STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
         "--seed {wildcards.seed} --start-over > {log} 2>&1"

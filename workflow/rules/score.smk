@@ -26,5 +26,5 @@ rule score:
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
     shell:
-        "{STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
+        "{GPU_STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
         "{params.guards} > {log} 2>&1"
