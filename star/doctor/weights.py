@@ -158,7 +158,10 @@ def _easyocr(scorers: Scorers) -> Iterator[Check]:
     elif scorers.ocr_weights is not None:
         yield False, f"scorers.ocr_weights: {absent} missing: name the folder that has EasyOCR's weights, or leave the key out"
     else:
-        yield False, f"scorers.ocr_engine: {absent} missing: score once with a network, or name a folder: scorers.ocr_weights"
+        yield (
+            False,
+            f"scorers.ocr_engine: {absent} missing: run `star fetch` with a network, or name a folder: scorers.ocr_weights",
+        )
 
 
 def _rapidocr() -> Iterator[Check]:

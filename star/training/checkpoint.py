@@ -103,6 +103,9 @@ def newest(folder: Path, digest: str, epochs: int, start_over: bool) -> Path | N
         elif progress["settings"] != digest:
             if not start_over:
                 raise InputError(f"{checkpoint}: made with other settings or weights; remove {folder} or give --start-over")
+            print(
+                f"{checkpoint}: made with other settings or weights; {folder} is removed, training begins anew", file=sys.stderr
+            )
             shutil.rmtree(folder)
             return None
         elif progress["epoch"] <= epochs:
