@@ -22,7 +22,7 @@ from star.errors import InputError
 from star.policy.generator import Generator
 from star.policy.seeding import noise
 from star.scoring.pool import RewardPool
-from star.training import trainer
+from star.training import checkpoint, trainer
 from star.training.processes import Processes
 from star.training.rollout import draw_prompts, epoch_schedule, sample_epoch, trained_steps
 from star.training.update import micro_batches
@@ -276,6 +276,8 @@ def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
     assert numbers(rows) == numbers(scalar[1])
     with pytest.raises(InputError, match="other settings"):
         _train(random_base, tmp_path, "flow_grpo", "training.learning_rate=0.1")
+    assert checkpoint.newest(tmp_path / "checkpoints", "another digest", 3, start_over=True) is None
+    assert "training begins anew" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()
 
 
 def test_batches_that_do_not_divide_are_refused_before_work(random_base: Path, tmp_path: Path) -> None:
