@@ -23,15 +23,16 @@ from star.policy.generator import pick_precision
 
 @contextmanager
 def stock_attention(transformer: SD3Transformer2DModel) -> Iterator[None]:
-    """Inside, the joint attentions run diffusers' own processor."""
-    before = [block.attn.processor for block in transformer.transformer_blocks]
-    for block in transformer.transformer_blocks:
-        block.attn.set_processor(JointAttnProcessor2_0())
+    """Inside, all attentions run diffusers' own processor."""
+    attentions = [a for block in transformer.transformer_blocks for a in (block.attn, block.attn2) if a is not None]
+    before = [attention.processor for attention in attentions]
+    for attention in attentions:
+        attention.set_processor(JointAttnProcessor2_0())
     try:
         yield
     finally:
-        for block, processor in zip(transformer.transformer_blocks, before, strict=True):
-            block.attn.set_processor(processor)
+        for attention, processor in zip(attentions, before, strict=True):
+            attention.set_processor(processor)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
-from star.allocation.attention import CoreColumns, JointAttention, core_probability, fused_attention, install, log_sum_exp
+from star.allocation.attention import (
+    CoreColumns,
+    JointAttention,
+    core_probability,
+    fused_attention,
+    image_attention,
+    install,
+    log_sum_exp,
+)
 from star.miniature import base
 
 
@@ -139,7 +147,7 @@ SD35_MEDIUM = {  # transformer/config.json of stabilityai/stable-diffusion-3.5-m
 }
 
 
-def test_on_the_true_sd35_medium_only_the_joint_attention_is_replaced() -> None:
+def test_on_the_true_sd35_medium_every_attention_runs_the_fused_kernel() -> None:
     with torch.device("meta"):
         model = SD3Transformer2DModel(**SD35_MEDIUM)
     assert 2.2e9 < sum(p.numel() for p in model.parameters()) < 2.6e9
@@ -147,7 +155,8 @@ def test_on_the_true_sd35_medium_only_the_joint_attention_is_replaced() -> None:
     processors = model.attn_processors
     ours = {name for name, processor in processors.items() if isinstance(processor, JointAttention)}
     assert ours == {f"transformer_blocks.{i}.attn.processor" for i in range(24)}
-    assert set(processors) - ours == {f"transformer_blocks.{i}.attn2.processor" for i in range(13)}
+    others = {name: processor for name, processor in processors.items() if name not in ours}
+    assert others == {f"transformer_blocks.{i}.attn2.processor": image_attention for i in range(13)}
     assert recorder.blocks == (7, 8, 9, 10, 5)
     with pytest.raises(ValueError, match=r"allocation\.blocks: \[24\] not among this model's blocks 0\.\.23"):
         install(model, [24])

@@ -1,8 +1,9 @@
 """Exact text-image attention from the fused kernel: image queries, core text columns, no N x N matrix.
 
-`install` replaces the processor of every joint attention (`attn`, never the image-only `attn2` of SD3.5 Medium) by one that
-calls a fused kernel which returns its log-sum-exp. The same kernel serves rollout and update, recording or not, so recording
-never changes the model's output. A recorded probability is exp(q . k / sqrt(d) - lse).
+`install` replaces the processor of every joint attention (`attn`) by one that calls a fused kernel which returns its
+log-sum-exp. The same kernel serves rollout and update, recording or not, so recording never changes the model's output. A
+recorded probability is exp(q . k / sqrt(d) - lse). SD3.5 Medium's image-only attention (`attn2`), which has no text to record,
+goes through the same kernel: PyTorch's own choice may be another one with gradients than without.
 
 Shapes: B batch, A heads, N image tokens, K padded core columns, L text columns, D head width, O recorded blocks.
 Source: ours (method section 3).
@@ -97,6 +98,21 @@ def core_probability(q_BAND: torch.Tensor, text_k_BALD: torch.Tensor, lse_BAN: t
     return (p_BNK * core.weight_BK[:, None]).sum(-1)
 
 
+def _heads(attn: nn.Module, projected: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+    """A projection [B, N, AD] cut into heads [B, A, N, D], normalised where the model does."""
+    split = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return split if norm is None else norm(split)
+
+
+@torch.compiler.disable
+def image_attention(attn: nn.Module, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+    """The image-only attention of a dual block (diffusers' JointAttnProcessor2_0 without text) through `fused_attention`."""
+    q_BAND = _heads(attn, attn.to_q(hidden_states), attn.norm_q)
+    k_BAND, v_BAND = _heads(attn, attn.to_k(hidden_states), attn.norm_k), _heads(attn, attn.to_v(hidden_states))
+    out = fused_attention(q_BAND, k_BAND, v_BAND)[0].transpose(1, 2).flatten(2)
+    return attn.to_out[1](attn.to_out[0](out))
+
+
 class JointAttention:
     """SD3's joint attention (diffusers' JointAttnProcessor2_0) through `fused_attention`, recording when asked."""
 
@@ -107,14 +123,14 @@ class JointAttention:
     def __call__(
         self, attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        def heads(projected: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-            split = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return split if norm is None else norm(split)
-
         image, text = hidden_states, encoder_hidden_states
-        q_BAND = torch.cat([heads(attn.to_q(image), attn.norm_q), heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
-        k_BAND = torch.cat([heads(attn.to_k(image), attn.norm_k), heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
-        v_BAND = torch.cat([heads(attn.to_v(image), None), heads(attn.add_v_proj(text), None)], 2)
+        q_BAND = torch.cat(
+            [_heads(attn, attn.to_q(image), attn.norm_q), _heads(attn, attn.add_q_proj(text), attn.norm_added_q)], 2
+        )
+        k_BAND = torch.cat(
+            [_heads(attn, attn.to_k(image), attn.norm_k), _heads(attn, attn.add_k_proj(text), attn.norm_added_k)], 2
+        )
+        v_BAND = torch.cat([_heads(attn, attn.to_v(image)), _heads(attn, attn.add_v_proj(text))], 2)
         out_BAND, lse_BAN = fused_attention(q_BAND, k_BAND, v_BAND)
 
         n, recorder = image.shape[1], self.recorder
@@ -136,7 +152,7 @@ class JointAttention:
 
 
 def install(transformer: SD3Transformer2DModel, blocks: list[int], heads: list[int] | None = None) -> Recorder:
-    """Route every joint attention through the fused kernel and return the recorder of the chosen blocks and heads.
+    """Route every attention through the fused kernel and return the recorder of the chosen blocks and heads.
 
     Raises ValueError when a block or head is not one of the transformer's.
     """
@@ -149,4 +165,6 @@ def install(transformer: SD3Transformer2DModel, blocks: list[int], heads: list[i
     recorder = Recorder(tuple(blocks), None if heads is None else tuple(heads))
     for i, block in enumerate(transformer.transformer_blocks):
         block.attn.set_processor(JointAttention(i, recorder))
+        if block.attn2 is not None:
+            block.attn2.set_processor(image_attention)
     return recorder
