@@ -34,6 +34,9 @@ def test_predicted_activations_are_what_autograd_saves(random_base: Path, checkp
         policy.velocity(torch.randn(6, *policy.latent_shape()), 0.5, prompt, empty)
     truly = sum(size for place, size in saved.items() if place not in weights)
     assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
+    for block in policy.transformer.transformer_blocks:  # as compute.compile does; compiled code would read what is not there
+        block.compile()
+    assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
 
 
 def test_checkpointing_keeps_a_fraction_and_changes_no_gradient(random_base: Path) -> None:

@@ -87,7 +87,8 @@ def saved_for_backward(policy: Generator, batch: int) -> int:
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(policy.device):
+    eager = torch.compiler.set_stance("force_eager")  # compiled code reads what is not there
+    with eager, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(policy.device):
         alive += [mode.from_tensor(t) for t in (*transformer.parameters(), *transformer.buffers())]
         weights = {t.untyped_storage()._cdata for t in alive}
         core = CoreColumns(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1))
