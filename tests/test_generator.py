@@ -9,10 +9,12 @@ from diffusers import StableDiffusion3Pipeline
 
 from star.config import Allocation, Lora, Policy, Training
 from star.errors import InputError
-from star.policy.generator import Generator, weights_digest
+from star.policy.generator import Generator, pick_device, weights_digest
 from star.policy.sde import make_schedule
+from star.scoring import weights
 from star.training.checkpoint import save
 from star.training.learner import Ema, Learner
+from star.training.processes import Processes
 
 RECORDS = [
     {"prompt": "a photo of a red circle", "core": [{"text": "circle", "start": 17, "end": 23, "kind": "object"}]},
@@ -64,6 +66,16 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_a_run_is_not_continued_
         digests.add(weights_digest(policy))
         assert weights_digest(_policy(random_base)) == weights_digest(_policy(random_base, precision="bfloat16"))
     assert len(digests) == 2
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused_and_one_for_the_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: pytest.fail(f"device {number} of one"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match=r"compute\.processes: process 1 of this machine finds 1 GPU\(s\).*lower it"):
+        pick_device("auto")
+    assert pick_device("cpu").type == "cpu" and Processes().rank == 0 and weights.resolve("cpu") == "cpu"
 
 
 def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Shapes: B batch, C latent channels, H W latent size, L text columns, E column wi
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -47,10 +48,16 @@ class Encoded:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device. Raises InputError when CUDA is asked for and missing."""
+    """`auto`, `cpu` or `cuda` to a device. Raises InputError when CUDA is missing, or has no GPU for this process."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("policy.device: cuda is not available here; set policy.device to auto or cpu")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if device.type == "cuda" and number >= gpus:
+        raise InputError(
+            f"compute.processes: process {number} of this machine finds {gpus} GPU(s), and each needs its own; lower it"
+        )
+    return device
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -170,10 +177,11 @@ class Generator:
             )
             for start in range(0, len(prompts), _ENCODED_AT_ONCE)
         ]
-        columns, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
         if self.device.type != "cpu":
             for encoder in encoders:
                 encoder.to("cpu")
+            torch.cuda.empty_cache()  # a scorer on the same GPU cannot use what this process keeps
+        columns, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
         tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
         if self.pipe.text_encoder_3 is not None:
             tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))

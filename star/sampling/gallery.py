@@ -46,10 +46,10 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     shape = (1, *generator.latent_shape())
     starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
-    latents = trajectory.latents_BSCHW
+    latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = generator.decode(latents[:, -1])
-    region_Bhw = token_shares([region(picture) for picture in final], trajectory.raw_BTOhw.shape[-2:])
-    map_BTHW = _maps(settings, trajectory.raw_BTOhw, region_Bhw, seed)
+    region_Bhw = token_shares([region(picture) for picture in final], raw_BTOhw.shape[-2:])
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
@@ -175,7 +175,7 @@ def _watch(
         some = records[start : start + batch]
         starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in some])
         trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
-        raw.append(trajectory.raw_BTOhw)
+        raw.append(trajectory.raw_BTOhw.cpu())
         found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
         regions.append(token_shares(found, raw[-1].shape[-2:]))
     return torch.cat(raw), torch.cat(regions)

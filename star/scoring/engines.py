@@ -171,6 +171,8 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
                 f"scorers.ocr_weights: EasyOCR has not got its weights ({why}); run once with network, or give the folder "
                 "that holds them, or use scorers.ocr_engine: rapidocr"
             ) from None
+    if where == "cuda":  # out of its DataParallel, which wants the first GPU; a training's other processes have others
+        reader.detector, reader.recognizer = reader.detector.module, reader.recognizer.module
     warnings.filterwarnings("ignore", message=".*pin_memory", category=UserWarning)  # at every box, on CPU
 
     def pages(images: Sequence[np.ndarray]) -> list[str]:

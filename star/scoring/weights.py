@@ -22,11 +22,12 @@ def resolve(setting: str) -> str:
 
     Raises InputError for `cuda` where there is none.
     """
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if setting == "cuda" and not torch.cuda.is_available():
         raise InputError("scorers.device: cuda, but torch sees no GPU here; use auto or cpu")
-    return setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return device
 
 
 def load(cls: type, source: str, revision: str | None, key: str, **settings: object) -> Any:

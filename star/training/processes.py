@@ -26,8 +26,8 @@ class Processes:
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self._asked_to_stop = False
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if (gpu := int(os.environ.get("LOCAL_RANK", 0))) < torch.cuda.device_count():  # else this one trains on the CPU
+            torch.cuda.set_device(gpu)
         if self.count > 1 and not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(hours=2))
