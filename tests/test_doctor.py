@@ -293,6 +293,22 @@ def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
     assert not fine and "file is not a database" in line and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("capability", "compiled", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_80", "sm_90a"], True),
+        ((12, 1), ["sm_90", "sm_120"], True),
+        ((8, 0), ["sm_86", "sm_90"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((8, 6), ["sm_90", "compute_90"], False),
+    ],
+)
+def test_kernels_of_a_gpus_generation(capability: tuple[int, int], compiled: list[str], runs: bool) -> None:
+    assert machine._has_kernels(*capability, compiled) == runs
+
+
 def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config("policy.device=cuda", "scorers.device=cuda", "compute.processes=4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -304,6 +320,8 @@ def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
     found = list(machine._gpu(config))
     assert found[0] == (True, "GPU H100: 30 of 80 GiB free")
     assert found[1] == (False, "compute.processes: 4 on a machine, 2 GPUs here; lower it")

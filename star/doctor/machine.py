@@ -33,6 +33,10 @@ def _gpu(config: Config) -> Iterator[tuple[bool, str]]:
     else:
         free, total = torch.cuda.mem_get_info()
         yield True, f"GPU {torch.cuda.get_device_name()}: {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        major, minor = torch.cuda.get_device_capability()
+        if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
+            remedy = "set policy.device and scorers.device to cpu"
+            yield False, f"GPU: this torch has no kernels for its generation, sm_{major}{minor}; {remedy}"
         asked, there = config.compute.processes // config.compute.machines, torch.cuda.device_count()
         if config.policy.device != "cpu" and asked > 1:
             fine = there >= asked
@@ -43,6 +47,16 @@ def _gpu(config: Config) -> Iterator[tuple[bool, str]]:
 
         fine = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         yield fine, "onnxruntime on the GPU" + ("" if fine else " is missing: install onnxruntime-gpu, or scorers.device: auto")
+
+
+def _has_kernels(major: int, minor: int, compiled: list[str]) -> bool:
+    """Whether code was compiled for the GPU (sm: same major version, no later minor one) or can be (compute: no later)."""
+    for name in compiled:
+        kind, number = name.split("_")
+        of = divmod(int(number.rstrip("af")), 10)
+        if (kind == "sm" and of[0] == major and of[1] <= minor) or (kind == "compute" and of <= (major, minor)):
+            return True
+    return False
 
 
 def _bfloat16(config: Config) -> Iterator[tuple[bool, str]]:
