@@ -46,7 +46,10 @@ def _memory(device: torch.device, kind: str) -> float:
 
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on a GPU; a CPU's memory is not limited here."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    if device.type != "cuda":
+        return float("inf")
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 class Meter:

@@ -37,9 +37,11 @@ class Work:
         self.visit(torch.device("cpu"))
 
     def visit(self, device: torch.device) -> None:
-        """Move the text encoders."""
+        """Move the text encoders, and what they leave free to others."""
         for encoder in self.encoders:
             encoder.to(device)
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def epoch(self, method: str, epoch: int, updates: int | None = None) -> tuple[Meter, dict[str, float]]:
         """An epoch's measurements, and what the update says; with another number of `updates` than the settings'."""
@@ -48,11 +50,8 @@ class Work:
         advantage_B = np.random.default_rng(epoch).normal(size=settings.rollout.groups * settings.rollout.group_size)
         steps = trained_steps(settings.rollout, 0, epoch)
         if method == "plain":
-            self.visit(self.policy.device)
             with flow_grpo.stock_attention(self.policy.transformer), torch.compiler.set_stance("force_eager"):
-                result = self._plain(settings, ids, advantage_B, steps)
-            self.visit(torch.device("cpu"))
-            return result
+                return self._plain(settings, ids, advantage_B, steps)
         training = settings.training.model_copy(update={"updates_per_epoch": updates or settings.training.updates_per_epoch})
         return self._ours(settings.model_copy(update={"training": training}), ids, advantage_B, steps, epoch)
 
@@ -115,8 +114,10 @@ class Work:
         parts = []
         for start in range(0, len(chosen), rollout.batch):
             records = chosen[start : start + rollout.batch]
+            self.visit(self.policy.device)
             with meter.part("encode"):
                 text = plain.encode([r["prompt"] for r in records])
+            self.visit(torch.device("cpu"))  # not counted; a small GPU has no room for them beside the rest
             with meter.part("rollout"):
                 shape = (len(records), rollout.steps + 1, *self.policy.latent_shape())
                 samples, pictures = plain.sample(*text, torch.randn(shape, device=plain.device), steps)
