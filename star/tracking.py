@@ -68,6 +68,7 @@ def mirror(config: Config, task: str, method: str, seed: int, run: Path, finishe
         "seed": str(seed),
         "configuration": config.experiment,
         "config_hash": settings.digest(),
+        **_precision(run),
         **_revision(),
         "mlflow.note.content": _ABOUT_RUN.format(
             task=task, method=method, seed=seed, experiment=config.experiment, what=_what(config, method)
@@ -243,6 +244,13 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
+
+
+def _precision(run: Path) -> dict[str, str]:
+    """What `policy.precision` came to in a training, as a tag; nothing for `base`."""
+    file = run / "environment.json"
+    known = json.loads(file.read_text()).get("precision") if file.exists() else None  # older versions did not write it
+    return {"precision": known.removeprefix("torch.")} if known else {}
 
 
 def _revision() -> dict[str, str]:

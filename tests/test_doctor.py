@@ -303,6 +303,7 @@ def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
         ((8, 0), ["sm_86", "sm_90"], False),
         ((12, 0), ["sm_90", "compute_90"], True),
         ((8, 6), ["sm_90", "compute_90"], False),
+        ((9, 0), ["gfx90a", "gfx942"], True),
     ],
 )
 def test_kernels_of_a_gpus_generation(capability: tuple[int, int], compiled: list[str], runs: bool) -> None:

@@ -152,12 +152,19 @@ def test_runs_of_other_settings_are_refused(results: Path, page: Path, capsys: p
     assert "settings.json: `training` differs" in capsys.readouterr().err
 
 
+def _in_precision(path: Path, precision: str) -> None:
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    content["environment"]["precision"] = precision
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("base", "0123", "other `base`"),
         ("scorer", "another", "scored by different scorers"),
         ("by", "another", "measured by different models"),
+        ("precision", "torch.bfloat16", "in torch.float32 and .*ocr-star-seed1.json.gz in torch.bfloat16: no table may mix"),
         (None, None, "damaged"),
     ],
 )
@@ -170,6 +177,9 @@ def test_runs_that_cannot_be_compared_are_refused(
     content = json.loads(gzip.decompress(path.read_bytes()))
     if key == "base":
         content["base"] = value
+    elif key == "precision":
+        _in_precision(tmp_path / "ocr-star-seed0.json.gz", "torch.float32")
+        content["environment"][key] = value
     elif key:
         part = content["scores" if key == "scorer" else "guards"]
         part[key] = [value] * len(part[key])

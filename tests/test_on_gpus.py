@@ -31,7 +31,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -70,17 +71,56 @@ def test_a_killed_job_leaves_its_gpus(machine: Path) -> None:
     assert waiting.wait(30) == 0 and len(_done(machine, "next")["gpus"]) == 2
 
 
-@pytest.mark.parametrize(("set_to", "wanted", "gpus"), [("2", 1, ["2"]), ("0,2", 2, ["0", "2"]), ("1,2", 1, NAMES[1:2])])
-def test_it_chooses_among_the_visible_ones_where_there_is_a_choice(
+@pytest.mark.parametrize(
+    ("set_to", "wanted", "gpus"),
+    [
+        ("2", 1, ["2"]),
+        ("0,2", 2, ["0", "2"]),
+        (" 1, 2", 1, ["1"]),
+        ("GPU-b2,GPU-c3-2", 1, ["GPU-b2"]),
+        ("1,7,0", 1, ["1"]),
+        ("-1,0", 1, ["-1", "0"]),
+        ("", 1, [""]),
+        ("2", 2, ["2"]),
+    ],
+)
+def test_it_chooses_among_those_that_cuda_would_see(
     machine: Path, monkeypatch: pytest.MonkeyPatch, set_to: str, wanted: int, gpus: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", set_to)
     assert _start(machine, "job", wanted, 0).wait(30) == 0
-    assert _done(machine, "job")["gpus"] == gpus
+    assert (_done(machine, "job")["gpus"] or [""]) == gpus
 
 
-def test_without_gpus_the_command_runs_as_it_is_and_its_exit_code_stays(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (machine / "bin/nvidia-smi").unlink()
+def test_a_job_waits_for_gpus_by_whatever_name_but_not_for_those_that_slurm_gave(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = _start(machine, "holder", 1, 60)
+    while not (machine / "holder.began").exists():
+        time.sleep(0.01)
+    for name in ("0", NAMES[0], "GPU-a1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+        waiting = _start(machine, "waiting", 1, 0)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(1)
+        waiting.kill()
+        waiting.wait()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert _start(machine, "slurm", 1, 0).wait(30) == 0
+    holder.kill()
+    holder.wait()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_gpus_the_command_runs_as_it_is_and_its_exit_code_stays(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    tool = machine / "bin/nvidia-smi"
+    monkeypatch.setenv("PATH", str(tool.parent))  # a real one must not be found
+    tool.unlink()
+    if broken:
+        tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+        tool.chmod(0o755)
     assert _start(machine, "job", 1, 0).wait(30) == 0
     assert _done(machine, "job")["gpus"] is None
     failing = [sys.executable, str(SCRIPT), "1", sys.executable, "-c", "raise SystemExit(75)"]

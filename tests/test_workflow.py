@@ -198,6 +198,14 @@ def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
     assert jobs == {"fetch": 1, "prompts": 1, "sample": 1, "score": 1}
 
 
+def test_jobs_that_use_a_gpu_choose_among_those_of_the_machine(toy: Toy):
+    for processes, training in ((1, "1 "), (2, "2 ")):
+        _, printed = toy.planned("-p", "--config", "policy={device: auto}", f"compute={{processes: {processes}}}")
+        chosen = re.findall(r"scripts/on_gpus\.py (\d+ ).*? (train|sample|score|maps) +--", printed)
+        assert set(chosen) == {(training, "train"), ("1 ", "sample"), ("1 ", "score"), ("1 ", "maps")}
+    assert "on_gpus.py" not in toy.planned("-p", "--config", "compute={processes: 2}")[1]
+
+
 def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
     conda = toy.folder / "bin/conda"  # answers what a dry run asks
     conda.parent.mkdir()

@@ -52,7 +52,9 @@ def _gpu(config: Config) -> Iterator[tuple[bool, str]]:
 def _has_kernels(major: int, minor: int, compiled: list[str]) -> bool:
     """Whether code was compiled for the GPU (sm: same major version, no later minor one) or can be (compute: no later)."""
     for name in compiled:
-        kind, number = name.split("_")
+        kind, _, number = name.partition("_")
+        if kind not in ("sm", "compute"):  # of another maker
+            return True
         of = divmod(int(number.rstrip("af")), 10)
         if (kind == "sm" and of[0] == major and of[1] <= minor) or (kind == "compute" and of <= (major, minor)):
             return True

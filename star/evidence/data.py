@@ -172,7 +172,7 @@ def read(config: Config, folder: Path) -> Data:
         )
     measured = _narrowed(config, there)
     frames: dict[str, list[pd.DataFrame]] = {part: [] for part in _PARTS}
-    machines, first, base = {}, {}, {}
+    machines, first, base, precisions = {}, {}, {}, {}
     for (task, method), seeds in there.items():
         for seed in seeds if task in measured.tasks else ():
             path, untrained = file_of(folder, task, method, seed), file_of(folder, task, "base", seed)
@@ -185,11 +185,16 @@ def read(config: Config, folder: Path) -> Data:
             if task == "geneval" and "failure" not in made["scores"]:
                 raise InputError(f"{path}: of an older version, without what is wrong with its images; collect the run again")
             base, machines[task, method, seed] = {"base": made["base"]}, made.get("environment")
+            if precision := (made.get("environment") or {}).get("precision"):
+                precisions.setdefault(precision, path)
             for part in _PARTS:
                 if part in made:
                     frames[part].append(pd.DataFrame(made[part]).assign(task=task, method=method, seed=seed))
             for _, of_step in frames["scores"][-1].groupby("step"):
                 results.comparable(*first.setdefault(task, (path, of_step)), path, of_step)
+    if len(precisions) > 1:
+        described = " and ".join(f"{path} in {precision}" for precision, path in precisions.items())
+        raise InputError(f"{described}: no table may mix them; name policy.precision, and train again what differs")
     joined = {part: pd.concat(found, ignore_index=True) for part, found in frames.items() if found}
     _one_measure(folder, joined["guards"])
     return Data(config, measured, joined["scores"], joined["guards"], joined["metrics"], machines, _attributes(joined))

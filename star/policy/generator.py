@@ -103,20 +103,21 @@ def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
 
 
 def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision.
-
-    They also change with the precision that `auto` means here: what one machine began in it no other goes on with in another.
-    """
+    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
     digest = hashlib.sha256()
     folder = Path(policy.model)
     for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
         digest.update(file.read_bytes())
     digest.update(f"{policy.model}@{policy.revision}".encode())
-    if policy.precision == "auto":
-        digest.update(str(pick_precision(policy)).encode())
     if adapter is not None:
         digest.update((adapter / ADAPTER_FILE).read_bytes())
     return digest.hexdigest()[:12]
+
+
+def origin(policy: Policy, adapter: Path | None = None) -> str:
+    """The weights and, with precision `auto`, what that is here: what was begun in one is not continued in the other."""
+    chosen = f"-{pick_precision(policy)}" if policy.precision == "auto" else ""
+    return f"{weights_digest(policy, adapter)}{chosen}"
 
 
 class Generator:

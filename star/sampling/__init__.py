@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from star.config import Compute, Evaluation, Policy
 from star.errors import InputError
-from star.policy.generator import Generator, weights_digest
+from star.policy.generator import Generator, origin
 from star.policy.sde import make_schedule
 from star.policy.seeding import noise
 from star.prompts import read
@@ -66,7 +66,7 @@ def sample(
     encoded = generator.encode(records)
     out.mkdir(parents=True, exist_ok=True)
     made_by = hashlib.sha256(f"{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
-    made_by = f"{checkpoint} {weights_digest(policy, adapter)} {made_by}"
+    made_by = f"{checkpoint} {origin(policy, adapter)} {made_by}"
     source = out / "made_by.txt"
     if source.exists() and source.read_text() != made_by:
         if not start_over:

@@ -18,7 +18,7 @@ from star.config import Allocation, RunSettings, published_epochs
 from star.environment import environment
 from star.errors import Diverged, InputError, Preempted
 from star.miniature.regions import region
-from star.policy.generator import Encoded, Generator, weights_digest
+from star.policy.generator import Encoded, Generator, origin
 from star.policy.seeding import generator
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
@@ -126,7 +126,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
     """
     processes = Processes()
     check(settings, records, processes.count)
-    digest = f"{settings.digest()}-{weights_digest(settings.policy)}"
+    digest = f"{settings.digest()}-{origin(settings.policy)}"
     training, checkpoints = settings.training, out / "checkpoints"
     found = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, training.epochs, start_over))
     allocation = settings.allocation if settings.allocation.source != "none" else None

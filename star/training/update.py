@@ -25,7 +25,7 @@ MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
 def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[MicroBatch]]:
     """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
 
-    The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio exactly 1.
+    The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio 1.
     """
     order = kept[torch.randperm(len(kept), generator=generator("update", seed, epoch)).numpy()]
     starts = range(0, len(order), size)

@@ -41,7 +41,7 @@ ON_GPUS = f"{PYTHON} {workflow.basedir}/workflow/scripts/on_gpus.py"  # jobs sid
 GPU_STAR = f"{OFFLINE} {ON_GPUS} {GPUS} {PYTHON} -m star.cli" if GPUS else STAR
 TRAIN = f"{GPU_STAR} train"
 if PROCESSES > 1:
-    chooser = f"{ON_GPUS} {GPUS * PROCESSES} " if MACHINES == 1 else ""  # over several SLURM chooses
+    chooser = f"{ON_GPUS} {PROCESSES} " if GPUS and MACHINES == 1 else ""  # over several machines SLURM chooses
     launch = f"{workflow.basedir}/workflow/scripts/launch {PYTHON} {PROCESSES} {MACHINES} train"
     TRAIN = f"PYTHONPATH={workflow.basedir} {OFFLINE} {chooser}{launch}"
 
