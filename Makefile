@@ -37,9 +37,10 @@ reproduce: install
 	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
 
-evidence: install # docs/evidence.md and docs/evidence/first from the collected runs in their data/, without training
+evidence: install # docs/evidence.md, docs/evidence/first and docs/evidence/replication from the collected runs in their data/, without training
 	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
 	$(BIN)/star evidence --config config/evidence-first.yaml --data docs/evidence/first/data --out docs/evidence/first
+	$(BIN)/star evidence --config config/evidence-replication.yaml --data docs/evidence/replication/data --out docs/evidence/replication
 
 test: install # two at a time, of one thread each
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
