@@ -28,6 +28,7 @@ SMALL = ["rollout.steps=4", "rollout.groups=2", "rollout.group_size=6", "rollout
 SMALL += ["rollout.trained_fraction=0.99", "training.updates_per_epoch=1", "policy.precision=float32"]
 SMALL += ["training.clip_range=5e-3", "training.kl_beta=1.0", "training.max_grad_norm=1e9"]
 WHOLE, WINDOW = ["rollout.window=null", "rollout.window_range=null"], ["rollout.window=2", "rollout.window_range=[0, 4]"]
+LATE = ["rollout.window=2", "rollout.window_range=[1, 3]", "rollout.same_start=true"]  # one step before them
 
 
 class NoRewards:
@@ -68,7 +69,7 @@ def _ours(
     return rollouts, {"schedule": schedule, "records": chosen, "prompts": encoded, "empty": empty}, steps
 
 
-@pytest.mark.parametrize(("guidance", "steps"), [(1.0, WHOLE), (2.5, WINDOW)])
+@pytest.mark.parametrize(("guidance", "steps"), [(1.0, WHOLE), (2.5, WINDOW), (2.5, LATE)])
 def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float, steps: list[str]) -> None:
     """Same noise and prompts, written twice: pictures, latents, log-probabilities, losses and the gradient of an epoch."""
     settings, records = _settings(random_base, f"policy.guidance={guidance}", *steps)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -208,6 +209,30 @@ def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
     start, following = found.latents_RSCHW[:, 0], found.latents_RSCHW[:, 1]
     assert torch.equal(start[:1].expand(4, -1, -1, -1), start[:4]) and torch.equal(start[4:5].expand(4, -1, -1, -1), start[4:])
     assert not torch.equal(start[0], start[4]) and not torch.equal(following[0], following[1])
+
+
+def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images go through the model as there are different ones, and every row gets what it would get alone."""
+    config = _config(random_base, "rollout.window=1", "rollout.window_range=[2, 3]", "rollout.same_start=true")
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": 8, "steps": 4})})
+    records = prompts.records(config, "pickscore", "train")
+    policy, ids, rollout = Generator(config.policy, config.allocation), [5, 3], config.rollout
+    chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
+    sizes, velocity = [], policy.velocity
+    monkeypatch.setattr(policy, "velocity", lambda x_BCHW, *more: sizes.append(len(x_BCHW)) or velocity(x_BCHW, *more))
+    with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
+        found = sample_epoch(
+            policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, True, None
+        )
+    assert sizes == [2, 2, 8, 8]
+    for row in (1, 6):  # the second image of the first prompt, the third of the second
+        prompt, image = row // 4, np.int64(row % 4)  # of numpy, as in training: a key's repr names the noise
+        alone = noise((1, 5, *policy.latent_shape()), "rollout", 0, 1, ids[prompt], image)
+        alone[:, 0] = noise(policy.latent_shape(), "start", 0, 1, ids[prompt])
+        one = policy.sample(alone, policy.encode([chosen[prompt]]), None, schedule, record=True)
+        torch.testing.assert_close(found.latents_RSCHW[row], one.latents_BSCHW[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.log_prob_RTHW[row], one.log_prob_BTHW[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.raw_RTOhw[row].float(), one.raw_BTOhw[0].float(), rtol=1e-2, atol=1e-4)
 
 
 def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]) -> None:

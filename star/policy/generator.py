@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from huggingface_hub.errors import HFValidationError
@@ -240,14 +241,24 @@ class Generator:
         empty: Encoded | None,
         schedule: Schedule,
         record: bool = False,
+        twin_B: np.ndarray | None = None,
     ) -> "Trajectory":
-        """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start)."""
-        x = noise_BSCHW[:, 0].to(self.device)
+        """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start).
+
+        Rows of equal `twin_B` have the same start and prompt: until the first noisy step one of them is computed for all.
+        """
+        x, text = noise_BSCHW[:, 0].to(self.device), prompt
+        if twin_B is not None and not self.compute.compile:  # compiled, another batch size would be another program
+            one_G, of_B = (torch.from_numpy(rows) for rows in np.unique(twin_B, return_index=True, return_inverse=True)[1:])
+            x, text = x[one_G], prompt[one_G]
         latents, log_probs, maps = [x], [], []
         side = self.latent_shape()[1] // self.transformer.config.patch_size
         for t in range(len(schedule)):
+            if schedule.std[t] > 0 and len(x) < len(noise_BSCHW):  # here twins part
+                latents, log_probs, maps = ([each[of_B] for each in kept] for kept in (latents, log_probs, maps))
+                x, text = latents[-1], prompt
             with torch.set_grad_enabled(self.compute.compile):  # compiled, it must be the update's program for a ratio of 1
-                v = self.velocity(x, schedule.sigma[t].item(), prompt, empty, record).detach()
+                v = self.velocity(x, schedule.sigma[t].item(), text, empty, record).detach()
             mean = x_next = step_mean(schedule, t, x, v)
             if schedule.std[t] > 0:
                 x_next = mean + schedule.std[t].item() * noise_BSCHW[:, t + 1].to(self.device)

@@ -6,7 +6,7 @@ import torch
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by the SHA-256 of its key."""
+    """A CPU generator seeded by the SHA-256 of its key's repr, in which 1 and numpy's 1 differ."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

@@ -109,7 +109,8 @@ def sample_epoch(
         if rollout.same_start:
             for one, p in zip(noises, asked, strict=True):
                 one[0] = noise(shape[1:], "start", seed, epoch, ids[p])
-        batch = policy.sample(torch.stack(noises), prompts[torch.from_numpy(asked)], empty, schedule, record_maps)
+        text, twins = prompts[torch.from_numpy(asked)], asked if rollout.same_start else None
+        batch = policy.sample(torch.stack(noises), text, empty, schedule, record_maps, twins)
         _require_finite_latents(batch.latents_BSCHW, [records[p] for p in asked], epoch)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
         rewards.append(pool.submit(pictures, [records[p] for p in asked]))
