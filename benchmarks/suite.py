@@ -14,9 +14,9 @@ from report import Report
 from work import METHODS, Work
 
 from star.training.plan import memory_bytes
-from star.training.rollout import trained_steps
 
 GIB = 2**30
+FIRST = 2  # epoch of the first turn; 1 warms up
 
 
 def matrix_rate(work: Work) -> float:
@@ -58,9 +58,9 @@ def take_turns(
 
     Returns the epochs of every method, what was measured alone, and the matrix rates.
     """
-    for method in METHODS:
+    for method in work.methods:
         _, row = work.epoch(method, 1, updates=1)
-        if method != "plain":
+        if method in METHODS:
             report.add(f"{method}: largest ratio off 1", row["ratio_max_deviation"], "", note="before an update; 0 is exact")
     epochs, alone, rates, longest = defaultdict(list), [], [], 0.0
     for turn in range(repeats):
@@ -68,12 +68,12 @@ def take_turns(
         if turn and started - began + longest > 60 * minutes:
             report.say(f"stopped after {turn} turns, --minutes {minutes:g}")
             break
-        for i in range(len(METHODS)):
-            method = METHODS[(i + turn) % len(METHODS)]
-            meter, _ = work.epoch(method, turn + 2)
+        for i in range(len(work.methods)):
+            method = work.methods[(i + turn) % len(work.methods)]
+            meter, _ = work.epoch(method, turn + FIRST)
             epochs[method].append(meter)
             parts = "  ".join(f"{name} {seconds:.3f}" for name, seconds in meter.seconds.items())
-            report.say(f"turn {turn + 1}  {method:<9}  {meter.total():.3f} s: {parts}")
+            report.say(f"turn {turn + 1}  {method:<15}  {meter.total():.3f} s: {parts}")
         alone.append(work.alone())
         rates.append(matrix_rate(work))
         longest = max(longest, time.perf_counter() - started)
@@ -86,7 +86,8 @@ def report_method(
     """One method's parts, images a second and shares of the matrix rate; an estimate for the `paper`'s images an epoch."""
     settings, n = work.settings["star"], len(epochs)
     rollout, checkpointed = settings.rollout, settings.compute.gradient_checkpointing
-    images, steps = rollout.groups * rollout.group_size, len(trained_steps(rollout, 0, 1))
+    images = rollout.groups * rollout.group_size
+    passes, steps = np.mean([work.passes(method, turn + FIRST) for turn in range(n)], axis=0)
     parts = {name: float(np.median([m.seconds[name] for m in epochs])) for name in epochs[0].seconds}
     for name, seconds in parts.items():
         report.add(f"{method}: {name}", seconds, "s an epoch", n=n)
@@ -95,10 +96,10 @@ def report_method(
     whole = float(np.median([m.total() for m in epochs]))
     report.add(f"{method}: images a second", images / whole, "images/s", n=n, note=f"epochs of {images}")
     if paper is not None:
-        once = 0 if method == "plain" else parts["encode"]
+        once = parts["encode"] if method in METHODS else 0
         estimate = once + paper * (whole - once) / images
         report.add(f"{method}: epoch of {paper} images", estimate, "s", n=n, note="estimate by image; ours encodes once")
-    sampling = images * (rollout.steps * flops.forward + flops.decode)
+    sampling = images * (passes * flops.forward + flops.decode)
     update = images * steps * (flops.forward + flops.backward + (flops.reference if settings.training.kl_beta > 0 else 0))
     report.add(f"{method}: rollout, share of matrix rate", sampling / parts["rollout"] / rate, "", n=n)
     report.add(f"{method}: update, share of matrix rate", update / parts["update"] / rate, "", n=n)
@@ -128,15 +129,13 @@ def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | N
     report.add("matrix rate", rate / 1e12, "TFLOP/s", n=n)
     for part in ("decode", "reward"):
         report.add(f"{part} alone", float(np.median([m.seconds[part] for m in alone])) / batch, "s an image", n=n)
-    for method in METHODS:
+    for method in work.methods:
         report_method(report, work, method, epochs[method], flops, rate, paper)
-    seconds = {method: [m.total() for m in epochs[method]] for method in METHODS}
-    for name, above, below in (
-        ("flow_grpo over plain, images a second", "plain", "flow_grpo"),
-        ("star over plain, images a second", "plain", "star"),
-    ):
-        ratio, *interval = measure.paired_ratio(seconds[above], seconds[below])
-        report.add(name, ratio, "times", tuple(interval), n=n)
+    seconds = {method: [m.total() for m in epochs[method]] for method in work.methods}
+    for plain in work.plain:
+        for method in METHODS:
+            ratio, *interval = measure.paired_ratio(seconds[plain], seconds[method])
+            report.add(f"{method} over {plain}, images a second", ratio, "times", tuple(interval), n=n)
     report_more(report, "whole epoch", seconds["star"], seconds["flow_grpo"])
     for part in ("rollout", "update"):
         report_more(report, part, *([m.seconds[part] for m in epochs[method]] for method in ("star", "flow_grpo")))

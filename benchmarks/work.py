@@ -1,7 +1,8 @@
 """The work that is timed: one policy, and epochs of the scalar method, of STAR and of plain Flow-GRPO on it, measured by part.
 
-All share weights, prompts, steps, batches and an optimizer whose rate is next to nothing, so that they keep doing the same
-work. Advantages are drawn, so no rollout is dropped.
+Where a window of steps is trained there are two plain ones: with that window, and with noise on all steps and training on
+`trained_fraction` of them, as first published. Apart from that all share weights, prompts, steps, batches and an optimizer
+whose rate is next to nothing, so that they keep doing the same work. Advantages are drawn, so no rollout is dropped.
 """
 
 import flow_grpo
@@ -19,7 +20,7 @@ from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample
 from star.training.trainer import make_maps, map_diagnostics
 from star.training.update import update_policy
 
-METHODS = ("flow_grpo", "star", "plain")
+METHODS = ("flow_grpo", "star")
 
 
 class Work:
@@ -32,8 +33,14 @@ class Work:
         self.processes, self.empty = Processes(), policy.empty_prompt()
         self.rollouts: Rollouts | None = None
         self.visit(policy.device)
-        one = settings["flow_grpo"]
-        self.plain = flow_grpo.FlowGrpo(policy.pipe, one.policy, one.rollout, one.training, policy.device)
+        one, rollouts = settings["flow_grpo"], {"plain": settings["flow_grpo"].rollout}
+        if one.rollout.window is not None:
+            rollouts["plain_all_steps"] = one.rollout.model_copy(update={"window": None, "window_range": None})
+        self.plain = {
+            name: flow_grpo.FlowGrpo(policy.pipe, one.policy, rollout, one.training, policy.device)
+            for name, rollout in rollouts.items()
+        }
+        self.methods = (*METHODS, *rollouts)
         self.visit(torch.device("cpu"))
 
     def visit(self, device: torch.device) -> None:
@@ -45,13 +52,13 @@ class Work:
 
     def epoch(self, method: str, epoch: int, updates: int | None = None) -> tuple[Meter, dict[str, float]]:
         """An epoch's measurements, and what the update says; with another number of `updates` than the settings'."""
-        settings = self.settings["flow_grpo" if method == "plain" else method]
+        settings = self.settings.get(method, self.settings["flow_grpo"])
         ids = draw_prompts(settings.rollout.groups, len(self.records), 0, epoch)
         advantage_B = np.random.default_rng(epoch).normal(size=settings.rollout.groups * settings.rollout.group_size)
-        steps = trained_steps(settings.rollout, 0, epoch)
-        if method == "plain":
+        if method in self.plain:
             with flow_grpo.stock_attention(self.policy.transformer), torch.compiler.set_stance("force_eager"):
-                return self._plain(settings, ids, advantage_B, steps)
+                return self._plain(self.plain[method], ids, advantage_B, epoch)
+        steps = trained_steps(settings.rollout, 0, epoch)
         training = settings.training.model_copy(update={"updates_per_epoch": updates or settings.training.updates_per_epoch})
         return self._ours(settings.model_copy(update={"training": training}), ids, advantage_B, steps, epoch)
 
@@ -107,9 +114,10 @@ class Work:
         return meter, row
 
     def _plain(
-        self, settings: RunSettings, ids: list[int], advantage_B: np.ndarray, steps: range
+        self, plain: flow_grpo.FlowGrpo, ids: list[int], advantage_B: np.ndarray, epoch: int
     ) -> tuple[Meter, dict[str, float]]:
-        plain, rollout, meter = self.plain, settings.rollout, Meter(self.policy.device)
+        rollout, meter = plain.rollout, Meter(self.policy.device)
+        steps = trained_steps(rollout, 0, epoch)
         chosen = [self.records[i] for i in np.repeat(ids, rollout.group_size)]
         parts = []
         for start in range(0, len(chosen), rollout.batch):
@@ -127,6 +135,19 @@ class Work:
         with meter.part("update"):
             row = plain.update(flow_grpo.joined(parts), torch.from_numpy(advantage_B).float(), steps, self.learner.optimizer)
         return meter, row
+
+    def passes(self, method: str, epoch: int) -> tuple[float, int]:
+        """Forward passes that an image takes in the rollout, and trained steps, each of them more passes in the update.
+
+        Ours computes the steps before a window once for a group that starts alike, in each of its batches.
+        """
+        rollout = self.plain[method].rollout if method in self.plain else self.settings[method].rollout
+        steps = trained_steps(rollout, 0, epoch)
+        if method in self.plain or rollout.window is None or not rollout.same_start or self.policy.compute.compile:
+            return rollout.steps, len(steps)
+        batches = np.repeat(np.arange(rollout.groups), rollout.group_size).reshape(-1, rollout.batch)
+        different = sum(len(set(rows)) for rows in batches.tolist()) / batches.size
+        return rollout.steps - steps.start * (1 - different), len(steps)
 
     def alone(self) -> Meter:
         """Decoding and rewarding a batch of the last epoch, each with nothing beside it."""
