@@ -54,9 +54,12 @@ QUESTIONS = (
     Question(
         "d",
         "steps",
-        "Early against late denoising steps",
+        "Early against late denoising steps, a window against all",
         (
             ("star", "flow_grpo"),
+            ("star_all_steps", "flow_grpo_all_steps"),
+            ("flow_grpo_all_steps", "flow_grpo"),
+            ("star_all_steps", "star"),
             ("star_late", "flow_grpo_late"),
             ("flow_grpo_late", "flow_grpo"),
             ("star_late", "star"),
