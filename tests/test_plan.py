@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from snakemake.utils import update_config
 
 from star import config as configuration
 from star.config import Compute
 from star.policy.generator import Generator
 from star.training import plan, trainer
+from star.training.rollout import trained_steps
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [{"prompt": "a photo of a red circle", "core": []}] * 6
@@ -54,19 +56,36 @@ def test_checkpointing_keeps_a_fraction_and_changes_no_gradient(random_base: Pat
     torch.testing.assert_close(*gradients)
 
 
+def _preset(*files: str) -> configuration.Config:
+    """The real configuration with changes on top, merged as Snakemake merges several --configfile."""
+    merged: dict = {}
+    for file in ("sd35-medium", *files):
+        update_config(merged, yaml.safe_load((ROOT / f"config/{file}.yaml").read_text()))
+    return configuration.parse(merged, "preset")
+
+
+@pytest.mark.parametrize(("fast", "trained"), [((), 9), (("fast",), 3)])
 @pytest.mark.parametrize("gpus", [1, 4, 8, 32])
-def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int) -> None:
-    data = yaml.safe_load((ROOT / "config/sd35-medium.yaml").read_text())
-    if gpus > 1:
-        for section, keys in yaml.safe_load((ROOT / f"config/gpus/{gpus}.yaml").read_text()).items():
-            data[section] |= keys
-    config = configuration.parse(data, "preset")
+def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, ...], trained: int) -> None:
+    config = _preset(*fast, *([f"gpus/{gpus}"] if gpus > 1 else []))
     settings = configuration.run_settings(config, "geneval", "star")
     assert (settings.rollout.groups, settings.rollout.group_size, config.compute.processes) == (48, 24, gpus)
     trainer.check(settings, RECORDS * 50, gpus)
     epoch, rollout, update = plan.describe(settings, gpus)
-    assert epoch.startswith("epoch    1152 images: 48 prompts x 24; 10 denoising steps, 9 of them trained")
+    assert epoch.startswith(f"epoch    1152 images: 48 prompts x 24; 10 denoising steps, {trained} of them trained")
     batches, size, share = map(int, re.findall(r"\d+", rollout)[:3])
     assert batches * size == 1152 and share * gpus == batches
     micro, of, passes = map(int, re.findall(r"at most (\d+) micro-batch\(es\) of (\d+) a process, so (\d+)", update)[0])
-    assert passes == micro * 9 and micro * of * gpus >= 1152 / 2 > (micro - 1) * of * gpus
+    assert passes == micro * trained and micro * of * gpus >= 1152 / 2 > (micro - 1) * of * gpus
+
+
+@pytest.mark.parametrize(("task", "groups"), [("geneval", (48, 24)), ("ocr", (48, 24)), ("pickscore", (64, 18))])
+def test_the_fast_preset_is_what_flow_grpo_publishes(task: str, groups: tuple[int, int]) -> None:
+    """The values are those of geneval_sd3_fast_nocfg and pickscore_sd3_fast_nocfg in yifan123/flow_grpo's config/grpo.py."""
+    settings = configuration.run_settings(_preset("fast"), task, "flow_grpo")
+    rollout, training = settings.rollout, settings.training
+    assert (rollout.groups, rollout.group_size, rollout.steps, settings.policy.guidance) == (*groups, 10, 1.0)
+    assert (rollout.sampler, rollout.noise_level, training.clip_range, training.kl_beta) == ("cps", 0.8, 1e-5, 0.0)
+    windows = {trained_steps(rollout, 0, epoch) for epoch in range(60)}
+    assert windows == {range(0, 3), range(1, 4), range(2, 5)}
+    trainer.check(settings, RECORDS * 50, 1)
