@@ -64,7 +64,7 @@ def _preset(*files: str) -> configuration.Config:
     return configuration.parse(merged, "preset")
 
 
-@pytest.mark.parametrize(("fast", "trained"), [((), 9), (("fast",), 3)])
+@pytest.mark.parametrize(("fast", "trained"), [((), 9), (("fast/sd35-medium",), 3)])
 @pytest.mark.parametrize("gpus", [1, 4, 8, 32])
 def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, ...], trained: int) -> None:
     config = _preset(*fast, *([f"gpus/{gpus}"] if gpus > 1 else []))
@@ -82,7 +82,7 @@ def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, 
 @pytest.mark.parametrize(("task", "groups"), [("geneval", (48, 24)), ("ocr", (48, 24)), ("pickscore", (64, 18))])
 def test_the_fast_preset_is_what_flow_grpo_publishes(task: str, groups: tuple[int, int]) -> None:
     """The values are those of geneval_sd3_fast_nocfg and pickscore_sd3_fast_nocfg in yifan123/flow_grpo's config/grpo.py."""
-    settings = configuration.run_settings(_preset("fast"), task, "flow_grpo")
+    settings = configuration.run_settings(_preset("fast/sd35-medium"), task, "flow_grpo")
     rollout, training = settings.rollout, settings.training
     assert (rollout.groups, rollout.group_size, rollout.steps, settings.policy.guidance) == (*groups, 10, 1.0)
     assert (rollout.sampler, rollout.noise_level, training.clip_range, training.kl_beta) == ("cps", 0.8, 1e-5, 0.0)
