@@ -1,4 +1,6 @@
-"""What the evidence asks, and which methods answer it. The methods' names are those of config/evidence-miniature.yaml."""
+"""What the evidence asks, and which methods answer it. The methods' names are those of config/evidence-miniature.yaml and,
+of the last question, config/evidence-replication.yaml.
+"""
 
 from typing import NamedTuple
 
@@ -54,12 +56,9 @@ QUESTIONS = (
     Question(
         "d",
         "steps",
-        "Early against late denoising steps, a window against all",
+        "Early against late denoising steps",
         (
             ("star", "flow_grpo"),
-            ("star_all_steps", "flow_grpo_all_steps"),
-            ("flow_grpo_all_steps", "flow_grpo"),
-            ("star_all_steps", "star"),
             ("star_late", "flow_grpo_late"),
             ("flow_grpo_late", "flow_grpo"),
             ("star_late", "star"),
@@ -91,6 +90,12 @@ QUESTIONS = (
         "update_size",
         "Equal learning rate against equal update size",
         (("star", "flow_grpo"), ("star_equal_update", "flow_grpo_equal_update")),
+    ),
+    Question(
+        "k",
+        "window",
+        "All denoising steps against a window of them",
+        (("star_all_steps", "flow_grpo_all_steps"), ("flow_grpo_all_steps", "flow_grpo"), ("star_all_steps", "star")),
     ),
 )
 
