@@ -143,7 +143,7 @@ class Work:
         """
         rollout = self.plain[method].rollout if method in self.plain else self.settings[method].rollout
         steps = trained_steps(rollout, 0, epoch)
-        if method in self.plain or rollout.window is None or not rollout.same_start or self.policy.compute.compile:
+        if method in self.plain or not rollout.same_start or self.policy.compute.compile:
             return rollout.steps, len(steps)
         batches = np.repeat(np.arange(rollout.groups), rollout.group_size).reshape(-1, rollout.batch)
         different = sum(len(set(rows)) for rows in batches.tolist()) / batches.size

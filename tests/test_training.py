@@ -225,6 +225,9 @@ def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monk
             policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, True, None
         )
     assert sizes == [2, 2, 8, 8]
+    two = torch.stack([noise((5, *policy.latent_shape()), "any", row) for row in range(2)])
+    apart, named = (policy.sample(two, policy.encode(chosen), None, schedule, False, t) for t in (None, np.array([9, 4])))
+    torch.testing.assert_close(named.latents_BSCHW, apart.latents_BSCHW)  # rows without a twin keep their places
     for row in (1, 6):  # the second image of the first prompt, the third of the second
         prompt, image = row // 4, np.int64(row % 4)  # of numpy, as in training: a key's repr names the noise
         alone = noise((1, 5, *policy.latent_shape()), "rollout", 0, 1, ids[prompt], image)

@@ -1,5 +1,6 @@
-"""What the evidence asks, and which methods answer it. The methods' names are those of config/evidence-miniature.yaml and,
-of the last question, config/evidence-replication.yaml.
+"""What the evidence asks, and which methods answer it.
+
+The methods' names are those of config/evidence-miniature.yaml and, in the last question, config/evidence-replication.yaml.
 """
 
 from typing import NamedTuple

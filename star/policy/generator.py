@@ -248,13 +248,15 @@ class Generator:
         Rows of equal `twin_B` have the same start and prompt: until the first noisy step one of them is computed for all.
         """
         x, text = noise_BSCHW[:, 0].to(self.device), prompt
-        if twin_B is not None and not self.compute.compile:  # compiled, another batch size would be another program
+        together = twin_B is not None and not self.compute.compile  # compiled, another batch size would be another program
+        if together:
             one_G, of_B = (torch.from_numpy(rows) for rows in np.unique(twin_B, return_index=True, return_inverse=True)[1:])
             x, text = x[one_G], prompt[one_G]
         latents, log_probs, maps = [x], [], []
         side = self.latent_shape()[1] // self.transformer.config.patch_size
         for t in range(len(schedule)):
-            if schedule.std[t] > 0 and len(x) < len(noise_BSCHW):  # here twins part
+            if together and schedule.std[t] > 0:  # here twins part
+                together = False
                 latents, log_probs, maps = ([each[of_B] for each in kept] for kept in (latents, log_probs, maps))
                 x, text = latents[-1], prompt
             with torch.set_grad_enabled(self.compute.compile):  # compiled, it must be the update's program for a ratio of 1
