@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from star.errors import InputError
 
+DRAWN_BY = 2  # raised when the code draws other pictures of the same weights; 2: adapters at full strength
 TASKS = ("geneval", "ocr", "pickscore")
 Task = Literal["geneval", "ocr", "pickscore"]
 Kind = Literal["object", "attribute", "count", "relation", "text"]

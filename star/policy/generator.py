@@ -19,7 +19,6 @@ from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -291,7 +290,11 @@ class Generator:
         self.transformer.add_adapter(
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=lora.targets)
         )
-        parameters = [p for p in self.transformer.parameters() if p.requires_grad]
+        return self._prepare_adapter()
+
+    def _prepare_adapter(self) -> list[torch.nn.Parameter]:
+        """Keep the adapter in float32, whatever the base's precision, in training and testing alike; returns its parameters."""
+        parameters = [p for name, p in self.transformer.named_parameters() if "lora_" in name]
         for p in parameters:
             p.data = p.data.float()
         if self.dtype != torch.float32:  # autocast does the casting; peft's own would go to float32 and back
@@ -329,11 +332,25 @@ class Generator:
             raise InputError(f"adapter: weights {result.unexpected_keys[:2]} do not fit {self.policy.model}")
 
     def load_adapter(self, folder: Path) -> None:
-        """Load a saved adapter for sampling. Raises InputError when the folder holds none."""
+        """Load a saved adapter for sampling, at the strength that its file's header names (none: alpha = rank).
+
+        It is not merged into the base: in bfloat16 the sum would round most of it away, and the policy would not be the
+        trained one bit for bit. Raises InputError when the folder holds none, or one that does not fit this model.
+        """
         file = folder / ADAPTER_FILE
         if not file.exists():
             raise InputError(f"{folder}: no {ADAPTER_FILE}; name the adapter/ folder of a checkpoint")
-        self.pipe.load_lora_weights(load_file(file))
+        loader = type(self.pipe)
+        state, metadata = loader.lora_state_dict(str(folder), weight_name=ADAPTER_FILE, return_lora_metadata=True)
+        prefix = f"{loader.transformer_name}."
+        if foreign := [key for key in state if not key.startswith(prefix)]:
+            raise InputError(f"{file}: weights {foreign[:2]} are not of the transformer; only its adapters can be tested here")
+        try:
+            self.transformer.load_lora_adapter(dict(state), metadata=metadata, adapter_name="default")
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{file}: does not fit {self.policy.model}: {' '.join(str(error).split())[:200]}") from None
+        self._prepare_adapter()  # which loading rounded to the base's precision, so the weights are put in again
+        self.set_adapter_state({key.removeprefix(prefix): value for key, value in state.items()})
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from star.config import Compute, Evaluation, Policy
+from star.config import DRAWN_BY, Compute, Evaluation, Policy
 from star.errors import InputError
-from star.policy.generator import Generator, origin
-from star.policy.sde import make_schedule
+from star.policy.generator import Encoded, Generator, origin
+from star.policy.sde import Schedule, make_schedule
 from star.policy.seeding import noise
 from star.prompts import read
 
@@ -35,6 +36,14 @@ def _folder(out: Path, number: int, record: dict) -> Path:
     metadata = {**record["metadata"], **{k: record[k] for k in ("prompt", "id", "task", "core")}}
     (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
     return folder
+
+
+def draw(
+    generator: Generator, prompts: Encoded, empty: Encoded | None, schedule: Schedule, names: list[tuple[str, int]], seed: int
+) -> list[np.ndarray]:
+    """Pictures uint8 [H, W, 3] of encoded prompts by the ODE. (prompt id, picture) of `names` and `seed` name the noise."""
+    starts = torch.stack([noise((1, *generator.latent_shape()), "test", seed, *name) for name in names])
+    return generator.decode(generator.sample(starts, prompts, empty, schedule).latents_BSCHW[:, -1])
 
 
 def sample(
@@ -59,13 +68,12 @@ def sample(
     checkpoint = "base"
     if adapter is not None:
         generator.load_adapter(adapter)
-        generator.pipe.fuse_lora()
         checkpoint = str(adapter)
     schedule = make_schedule(generator.pipe.scheduler, evaluation.steps, 0.0)
     empty = generator.empty_prompt()
     encoded = generator.encode(records)
     out.mkdir(parents=True, exist_ok=True)
-    made_by = hashlib.sha256(f"{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
+    made_by = hashlib.sha256(f"{DRAWN_BY}{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
     made_by = f"{checkpoint} {origin(policy, adapter)} {made_by}"
     source = out / "made_by.txt"
     if source.exists() and source.read_text() != made_by:
@@ -85,10 +93,10 @@ def sample(
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)
     for start in range(0, len(missing), evaluation.batch):
         batch = missing[start : start + evaluation.batch]
-        noises = [noise((1, *generator.latent_shape()), "test", seed, records[n]["id"], k) for n, k, _ in batch]
         rows = torch.tensor([n for n, _, _ in batch])
-        trajectory = generator.sample(torch.stack(noises), encoded[rows], empty, schedule)
-        for picture, (n, k, path) in zip(generator.decode(trajectory.latents_BSCHW[:, -1]), batch, strict=True):
+        names = [(records[n]["id"], k) for n, k, _ in batch]
+        pictures = draw(generator, encoded[rows], empty, schedule, names, seed)
+        for picture, (n, k, path) in zip(pictures, batch, strict=True):
             _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n]["id"], checkpoint=checkpoint)
         bar.update(len(batch))
     bar.close()

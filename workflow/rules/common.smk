@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from star.config import methods_of, published_epochs, run_settings
+from star.config import DRAWN_BY, methods_of, published_epochs, run_settings
 from star.evidence import questions
 from star.fetch import needs
 from star.scoring import custom

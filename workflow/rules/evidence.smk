@@ -15,6 +15,7 @@ use rule sample as sample_attributes with:
         f"{BENCHMARKS}/sample_attributes/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
         settings=digest("policy", "evaluation"),
+        drawn_by=DRAWN_BY,
         config=RESOLVED,
         images=f"{RUN}/global/samples",
         adapter=adapter_option,
@@ -56,6 +57,7 @@ use rule maps as map_statistics with:
         f"{BENCHMARKS}/map_statistics/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
         settings=digest("policy", "rollout", "allocation"),
+        drawn_by=DRAWN_BY,
         config=RESOLVED,
         out=f"{RUN}/global",
         adapter=adapter_option,

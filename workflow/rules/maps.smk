@@ -13,6 +13,7 @@ rule maps:
         f"{BENCHMARKS}/maps/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
         settings=digest("policy", "rollout", "allocation"),
+        drawn_by=DRAWN_BY,
         config=RESOLVED,
         out=f"{RUN}/maps",
         adapter=adapter_option,

@@ -14,6 +14,7 @@ rule sample:
         f"{BENCHMARKS}/sample/{{task}}-{{method}}-seed{{seed}}-step{{step}}.tsv"
     params:
         settings=digest("policy", "evaluation"),
+        drawn_by=DRAWN_BY,
         config=RESOLVED,
         images=f"{RUN}/samples/step{{step}}",
         adapter=adapter_option,
