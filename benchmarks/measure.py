@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.stats import bootstrap
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from star.policy.generator import Encoded, Generator
+from star.models.sd3 import Encoded, Generator
 
 _PEAK_RESET = Path("/proc/self/clear_refs")  # Linux alone can start the peak of a process afresh
 

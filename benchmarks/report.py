@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from star.environment import processor, revision
 from star.errors import InputError
+from star.runtime import processor, revision
 
 
 def device_name(device: torch.device) -> str:

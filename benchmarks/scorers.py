@@ -26,22 +26,22 @@ from tqdm import tqdm
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
 
 from star import config as configuration
-from star import prompts
 from star.cli import quiet_libraries
 from star.config import Config, Scorers
-from star.environment import processor
-from star.miniature.scenes import compose, render
-from star.policy.generator import Generator
-from star.prompts.geneval import CLASSES
-from star.scoring import make_scorer
+from star.models.sd3 import Generator
+from star.prompts import record as prompts
+from star.runtime import processor
 from star.scoring.colors import ClipColors
 from star.scoring.geneval import Detection
 from star.scoring.mask2former import Mask2Former
 from star.scoring.pickscore import PickScorer
 from star.scoring.pool import RewardPool
+from star.scoring.scorer import make_scorer
 from star.training.learner import Learner
 from star.training.processes import Processes
-from star.training.trainer import train_epoch
+from star.training.train import train_epoch
+from star.worlds.coco.geneval import CLASSES
+from star.worlds.miniature.scenes import compose, render
 
 SIDE = 512  # pixels of a picture for the published models
 WAYS = {"none: sampling waits": 0, "a thread (workers 0)": 0, "a process (workers 1)": 1}

@@ -24,7 +24,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from star.miniature.base import clip_tokenizer, t5_tokenizer
+from star.pretraining.base import clip_tokenizer, t5_tokenizer
 
 LAYERS = 24
 _CLIP_TOKENS = 77

@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 from star import config as configuration
-from star import prompts, torchvision_schemas
+from star import torchvision_schemas
 from star.cli import quiet_libraries
 from star.errors import InputError
+from star.prompts import record as prompts
 
 TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
 LAYERS = 24
@@ -61,9 +62,9 @@ def _measure(args: argparse.Namespace) -> None:
     from report import Report
     from work import Work
 
-    from star.policy.generator import Generator, pick_device, pick_precision
+    from star.models.sd3 import Generator, pick_device, pick_precision
     from star.scoring.pool import RewardPool
-    from star.training.trainer import check
+    from star.training.train import check
 
     check(star, records)
     device, pipe, scorers = pick_device(star.policy.device), None, star.scorers

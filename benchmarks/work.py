@@ -11,14 +11,14 @@ import torch
 from measure import Meter
 
 from star.config import RunSettings
-from star.miniature.regions import region
-from star.policy.generator import Generator
+from star.models.sd3 import Generator
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
-from star.training.trainer import make_maps, map_diagnostics
+from star.training.train import make_maps, map_diagnostics
 from star.training.update import update_policy
+from star.worlds.miniature.regions import region
 
 METHODS = ("flow_grpo", "star")
 

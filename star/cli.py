@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 
 from star import config as configuration
-from star import prompts, torchvision_schemas
+from star import torchvision_schemas
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
+from star.prompts import record as prompts
 
 
 def quiet_libraries() -> None:
@@ -45,7 +46,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.method == "base":
         raise InputError("--method base: the untrained model has nothing to train")
     settings = configuration.run_settings(config, args.task, args.method)
-    from star.training.trainer import plan, train
+    from star.training.train import plan, train
 
     records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
     if args.plan:
@@ -107,13 +108,13 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _tables(args: argparse.Namespace) -> None:
-    from star import tables
+    from star.analysis import write as tables
 
     tables.write(configuration.load(args.config, args.set), args.out)
 
 
 def _evidence(args: argparse.Namespace) -> None:
-    from star import evidence
+    from star.evidence import write as evidence
 
     config = configuration.load(args.config, args.set)
     if not (args.collect or args.out):
@@ -152,21 +153,21 @@ def _log(args: argparse.Namespace) -> None:
 def _fetch(args: argparse.Namespace) -> None:
     if sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
-    from star.fetch import fetch
+    from star.hub.fetch import fetch
 
     for line in fetch(configuration.load(args.config, args.set)):
         print(line, flush=True)
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from star.doctor import examine
+    from star.doctor.examine import examine
 
     return examine(configuration.load(args.config, args.set))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from star.miniature import card, preference
-    from star.miniature.pretrain import Recipe, pretrain
+    from star.pretraining import card, preference
+    from star.pretraining.pretrain import Recipe, pretrain
 
     config = configuration.load(args.config, args.set)
     if not (args.out / "pickscore" / "training.json").exists():

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star.analysis.results import read_guards, read_jsonl, read_scores
+from star.analysis.statistics import by_tag, overall
 from star.config import Config, run_settings
-from star.environment import revision
 from star.errors import InputError
-from star.tables.results import read_guards, read_jsonl, read_scores
-from star.tables.statistics import by_tag, overall
+from star.runtime import revision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 @pytest.fixture(scope="session")
 def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's architecture with random weights."""
-    from star.miniature import base
+    from star.pretraining import base
 
     folder = tmp_path_factory.mktemp("random-base")
     base.pipeline(seed=1).save_pretrained(folder)
@@ -53,7 +53,7 @@ def hub_server(running_hub: Hub, hub_cache: Path, random_base: Path, monkeypatch
 @pytest.fixture
 def silent_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
     """The connections to a hub that says nothing."""
-    monkeypatch.setattr("star.hub.TIMEOUT", 0.3)
+    monkeypatch.setattr("star.hub.check.TIMEOUT", 0.3)
     with silence() as (url, taken):
         point_to(url, monkeypatch)
         yield taken

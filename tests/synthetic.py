@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from star.analysis.results import methods, run_folder, steps
 from star.config import Config, run_settings
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes
 from star.evidence.tables import KINDS
-from star.tables.results import methods, run_folder, steps
 
 TAGS = {
     "geneval": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from star.config import Config
-from star.scoring import needed
+from star.scoring.scorer import needed
 
 _LEAST = 2  # GiB on a disk that is written to
 
@@ -64,7 +64,7 @@ def _has_kernels(major: int, minor: int, compiled: list[str]) -> bool:
 def _bfloat16(config: Config) -> Iterator[tuple[bool, str]]:
     import torch
 
-    from star.policy.generator import has_bfloat16
+    from star.models.sd3 import has_bfloat16
 
     policy, scorers = config.policy, config.scorers
     precisions = {

@@ -9,8 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from star.config import Config
-from star.scoring import needed
-from star.sources import reads_with_easyocr
+from star.hub.sources import reads_with_easyocr
+from star.scoring.scorer import needed
 from star.torchvision_schemas import declare
 
 _INSTALL = {

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from star.config import Config
 from star.errors import InputError
-from star.prompts import published
-from star.sources import published_prompts
+from star.hub.sources import published_prompts
+from star.worlds.coco import published
 
 
 def check(config: Config) -> Iterator[tuple[bool, str]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
 
-from star import hub
 from star.config import Config, Scorers
 from star.doctor.machine import disk
 from star.errors import InputError
-from star.scoring import needed
-from star.sources import Model, models, reads_with_easyocr
+from star.hub import check as hub
+from star.hub.sources import Model, models, reads_with_easyocr
+from star.scoring.scorer import needed
 
 Check = tuple[bool, str]
 _ONE_OF = {  # a part of a model: files of which one set is enough

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from star.analysis import results
 from star.config import Config, run_settings
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
 from star.scoring.geneval import failure
-from star.tables import results
 
 _SCORES = ["step", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]
 _GUARDS = ["step", "guard", "value", "images", "by"]
@@ -75,7 +75,7 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
     Files of runs that are not here stay: those of several machines come together. Raises InputError when a run was
     trained with other settings than `config` has, or when `folder` holds the same run of other settings or another base model.
     """
-    from star.policy.generator import weights_digest
+    from star.models.sd3 import weights_digest
 
     base, written, missing = weights_digest(config.policy), [], []
     folder.mkdir(parents=True, exist_ok=True)

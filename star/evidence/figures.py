@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from star.analysis.results import shared_methods
+from star.analysis.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
+from star.analysis.text import digits, probability
 from star.config import Config
 from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, compared
 from star.evidence.tables import KINDS
-from star.tables.results import shared_methods
-from star.tables.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
-from star.tables.text import digits, probability
 
 Tables = dict[str, pd.DataFrame]
 _CROSSED = "bars: 95 % interval over seeds and prompts (bootstrap)"

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
+from star.analysis.results import shared_methods
 from star.config import TASKS, Config, methods_of, run_settings
 from star.evidence import estimates
 from star.evidence.tables import INTERVAL, curves, seeds_of, strata
-from star.scoring import GUARDS
-from star.tables.results import shared_methods
+from star.scoring.scorer import GUARDS
 
 _DIAGNOSTICS = (
     *("map_localisation", "gradient_inside", "object_area", "map_entropy", "map_effective_area", "map_drift"),

@@ -6,10 +6,10 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from star.analysis.text import digits, probability
 from star.config import Config, methods_of, run_settings
 from star.evidence.estimates import RESAMPLES
 from star.evidence.questions import MAIN, QUESTIONS, compared
-from star.tables.text import digits, probability
 
 Pair = tuple[str, str]
 _SIGNIFICANT = 0.05

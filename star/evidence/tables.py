@@ -5,13 +5,13 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import pandas as pd
 
+from star.analysis.results import steps
+from star.analysis.statistics import PAIR, by_tag
 from star.config import Config, methods_of
 from star.evidence import estimates
 from star.evidence.estimates import Cells
 from star.evidence.questions import ATTRIBUTE_METHODS, MAIN, QUESTIONS
 from star.scoring.geneval import FAILURES
-from star.tables.results import steps
-from star.tables.statistics import PAIR, by_tag
 
 INTERVAL = ["mean", "low", "high"]
 KINDS = ("local", "dark", "light", "one_color")

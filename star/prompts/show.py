@@ -5,10 +5,10 @@ from pathlib import Path
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from star.allocation.core import span_columns
+from star.allocation.columns import span_columns
 from star.config import Policy
 from star.errors import InputError
-from star.prompts import read
+from star.prompts.record import read
 
 
 def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]:

@@ -10,11 +10,11 @@ from tqdm import tqdm
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
 from star.config import RunSettings
 from star.errors import InputError
-from star.miniature.regions import region, token_shares
-from star.policy.generator import Generator
-from star.policy.sde import Schedule, make_schedule
-from star.policy.seeding import noise
-from star.prompts import read
+from star.flow.schedule import Schedule, make_schedule
+from star.flow.seeding import noise
+from star.models.sd3 import Generator
+from star.prompts.record import read
+from star.worlds.miniature.regions import region, token_shares
 
 
 def _spread(items: list[dict], count: int) -> list[dict]:

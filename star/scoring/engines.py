@@ -152,8 +152,8 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     files = [file for file, _ in models]
     from easyocr import Reader
 
-    from star import hub
-    from star.scoring.weights import resolve
+    from star.hub import check as hub
+    from star.hub.weights import resolve
 
     if weights is not None and (missing := [file for file in files if not file.is_file()]):
         raise InputError(f"scorers.ocr_weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")

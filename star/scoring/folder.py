@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from star.config import TASKS, Scorers
 from star.errors import InputError
-from star.scoring import Scorer, can_score, make_scorer, pictures
+from star.scoring import pictures
 from star.scoring.pictures import Sample
+from star.scoring.scorer import Scorer, can_score, make_scorer
 
 _BATCH = 48
 

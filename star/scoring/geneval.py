@@ -214,8 +214,8 @@ def _wrong(metadata: dict) -> str | None:
 
 def _miniature() -> Backend:
     """The analytic detector of the miniature world; golden is one drawn picture a tag."""
-    from star.miniature import detector, scenes
-    from star.miniature.captions import descriptions
+    from star.worlds.miniature import detector, scenes
+    from star.worlds.miniature.captions import descriptions
 
     rng, golden = np.random.default_rng(0), []
     for tag in TAGS:

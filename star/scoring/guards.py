@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from star.config import TASKS, Scorers
-from star.scoring import can_score, make_scorer, pictures
+from star.scoring import pictures
 from star.scoring.folder import summary
 from star.scoring.pictures import Sample
+from star.scoring.scorer import can_score, make_scorer
 
 _EDGE, _THUMBNAIL, _LEVELS = 0.1, 32, 4
 _BATCH = 48

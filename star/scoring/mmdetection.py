@@ -57,7 +57,7 @@ class MMDetector:
                 f"scorers.detector: mmdet cannot be imported ({error}); run in the environment of envs/mmdet.yaml, "
                 "or take mask2former"
             ) from None
-        from star.scoring.weights import resolve
+        from star.hub.weights import resolve
 
         device = resolve(scorers.device)
         config = Path(mmdet.__file__).parent / _CONFIG

@@ -16,9 +16,9 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
-from star.hub import is_repository
+from star.hub.check import is_repository
+from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 from star.scoring import golden
-from star.scoring.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 
 REWARD_DIVISOR = 26.0
 _BATCH = 32

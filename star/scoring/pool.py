@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from star.config import Scorers
 from star.errors import ScorerFailed
-from star.scoring import Scorer, make_scorer
+from star.scoring.scorer import Scorer, make_scorer
 
 if TYPE_CHECKING:
     import numpy as np

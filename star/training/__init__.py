@@ -1,1 +1,0 @@
-"""Stage: training. Rollout, advantages, update and checkpoints of Flow-GRPO and STAR."""

@@ -16,7 +16,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
 
 from star.errors import InputError
-from star.policy.generator import ADAPTER_FILE
+from star.models.sd3 import ADAPTER_FILE
 from star.training.learner import Captured, Learner
 
 

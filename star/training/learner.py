@@ -7,7 +7,7 @@ import torch
 
 from star.config import Training
 from star.errors import Diverged
-from star.policy.generator import Generator
+from star.models.sd3 import Generator
 
 
 class Ema:

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from star.allocation.attention import CoreColumns
 from star.config import RunSettings
-from star.policy.generator import Encoded, Generator
+from star.models.attention import CoreColumns
+from star.models.sd3 import Encoded, Generator
 from star.training.rollout import trained_steps
 
 _GIB = 2**30

@@ -13,12 +13,12 @@ import torch
 
 from star.config import Rollout
 from star.errors import Diverged
-from star.miniature.regions import token_shares
-from star.policy.generator import Encoded, Generator, Trajectory
-from star.policy.sde import Schedule, make_schedule
-from star.policy.seeding import generator, noise
+from star.flow.schedule import Schedule, make_schedule
+from star.flow.seeding import generator, noise
+from star.models.sd3 import Encoded, Generator, Trajectory
 from star.scoring.pool import RewardPool
 from star.training.processes import Processes
+from star.worlds.miniature.regions import token_shares
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from star.allocation.objective import allocate, clipped_loss, clipped_loss_by_location
 from star.config import Training
 from star.errors import Diverged
-from star.policy.generator import Encoded
-from star.policy.sde import Schedule, log_prob, reference_kl, step_mean
-from star.policy.seeding import generator
+from star.flow.schedule import Schedule, log_prob, reference_kl, step_mean
+from star.flow.seeding import generator
+from star.models.sd3 import Encoded
+from star.objectives.flow_grpo import allocate, clipped_loss, clipped_loss_by_location
 from star.training.learner import Learner
 from star.training.processes import Processes
 from star.training.rollout import Rollouts

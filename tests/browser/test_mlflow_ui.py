@@ -23,8 +23,8 @@ sys.path.append(str(ROOT / "tests"))
 import synthetic  # noqa: E402
 
 from star import tracking  # noqa: E402
+from star.analysis.results import methods, run_folder, steps  # noqa: E402
 from star.config import load  # noqa: E402
-from star.tables.results import methods, run_folder, steps  # noqa: E402
 
 METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
 TASKS = "{ocr: {reward: {ocr: 1.0}}}"

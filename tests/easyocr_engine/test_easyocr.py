@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from star.config import Scorers
 from star.errors import InputError
-from star.miniature.captions import caption, split
-from star.miniature.scenes import compose, render
-from star.scoring import make_scorer
 from star.scoring.engines import reading_order
+from star.scoring.scorer import make_scorer
+from star.worlds.miniature.captions import caption, split
+from star.worlds.miniature.scenes import compose, render
 
 WEIGHTS = Path(easyocr_en_models.model_dir())
 FILES = ("craft_mlt_25k.pth", "english_g2.pth")

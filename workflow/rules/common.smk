@@ -8,7 +8,7 @@ import yaml
 
 from star.config import DRAWN_BY, methods_of, published_epochs, run_settings
 from star.evidence import questions
-from star.fetch import needs
+from star.hub.fetch import needs
 from star.scoring import custom
 
 EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment

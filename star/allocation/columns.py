@@ -1,0 +1,65 @@
+"""From the core content of a prompt (character spans) to the token columns of every text encoder.
+
+SD3's text columns are CLIP's block (CLIP-L and CLIP-G share its columns), then T5's. Source: ours (method section 3).
+"""
+
+import warnings
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from star.models.attention import CoreColumns
+
+
+def span_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, start: int, end: int, length: int) -> list[int]:
+    """Columns of the tokens that overlap prompt[start:end], after truncation to `length`; never a special token."""
+    tokens = tokenizer(prompt, truncation=True, max_length=length, return_offsets_mapping=True, verbose=False)
+    special = tokenizer.get_special_tokens_mask(tokens.input_ids, already_has_special_tokens=True)
+    return [
+        column
+        for column, ((left, right), is_special) in enumerate(zip(tokens["offset_mapping"], special, strict=True))
+        if not is_special and left < end and right > start and right > left
+    ]
+
+
+def chosen_spans(prompt: str, core: list[dict], tokens: str | list[str]) -> list[dict]:
+    """The spans whose attention counts: the `core` content, `all` of the prompt, or the core's spans of some kinds."""
+    if tokens == "core":
+        return core
+    if tokens == "all":
+        return [{"text": prompt, "start": 0, "end": len(prompt), "kind": "text"}] if prompt else []
+    return [span for span in core if span["kind"] in tokens]
+
+
+def core_columns(
+    tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: list[str], cores: list[list[dict]]
+) -> CoreColumns:
+    """Columns and weights of the core content of each prompt.
+
+    `tokenizers` lists (tokenizer, columns of its block) in the order of the text columns. The tokens of one span share its
+    weight, spans weigh the same. A span that truncation cut away is dropped with a warning; a prompt left without core
+    tokens has weights of zero, and gets the uniform map.
+    """
+    rows: list[dict[int, float]] = []
+    for prompt, core in zip(prompts, cores, strict=True):
+        spans = []
+        for span in core:
+            columns, offset = [], 0
+            for tokenizer, length in tokenizers:
+                columns += [offset + c for c in span_columns(tokenizer, prompt, span["start"], span["end"], length)]
+                offset += length
+            if columns:
+                spans.append(columns)
+            else:
+                warnings.warn(f"{span['text']!r} is cut away by truncation in {prompt!r}", stacklevel=2)
+        weights: dict[int, float] = {}
+        for columns in spans:
+            for c in columns:
+                weights[c] = weights.get(c, 0.0) + 1 / (len(spans) * len(columns))
+        rows.append(weights)
+    width = max((len(r) for r in rows), default=0) or 1
+    index, weight = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        index[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+        weight[i, : len(row)] = torch.tensor(list(row.values()))
+    return CoreColumns(index, weight)

@@ -1,0 +1,90 @@
+"""Loading a model's weights, whole or not at all, and naming them by their hash."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from star.errors import InputError
+from star.hub import check as hub
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve(setting: str) -> str:
+    """The torch device of the setting scorers.device; of several GPUs that of this training process, whose worker this may be.
+
+    Raises InputError for `cuda` where there is none.
+    """
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise InputError("scorers.device: cuda, but torch sees no GPU here; use auto or cpu")
+    device = setting if setting != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return device
+
+
+def load(cls: type, source: str, revision: str | None, key: str, **settings: object) -> Any:
+    """`cls.from_pretrained` of a folder or hub repository, see star.hub. `key` is that of section scorers without its name.
+
+    Raises InputError, naming the key, when it is missing, broken, not pinned or out of reach.
+    """
+    if not Path(source).is_dir() and not hub.is_repository(source):
+        raise InputError(f"scorers.{key}: no folder {source!r}; give one that holds a {cls.__name__}, or a hub repository")
+    hub.check_pin(source, revision, f"scorers.{key}")
+    try:
+        return hub.load(cls, source, revision, f"scorers.{key}", **settings)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"scorers.{key}: cannot load {source!r} as {cls.__name__} ({why}); give another folder or hub repository"
+        ) from None
+
+
+def load_tokenizer(source: str, revision: str | None, key: str, model: "CLIPModel") -> "CLIPTokenizer":
+    """The tokenizer of a CLIP model. Raises InputError as `load`, and when it is not the model's own.
+
+    transformers makes an empty one where there is none.
+    """
+    from transformers import CLIPTokenizer
+
+    rows = model.config.text_config.vocab_size
+    tokenizer = load(CLIPTokenizer, source, revision, key, whole=lambda found: len(found) == rows)
+    if len(tokenizer) != rows:
+        raise InputError(
+            f"scorers.{key}: {source!r} has a tokenizer of {len(tokenizer)} tokens, the model knows {rows}; "
+            "give the folder or hub repository with the model's own tokenizer"
+        )
+    return tokenizer
+
+
+def load_model(cls: type, source: str, revision: str | None, key: str) -> Any:
+    """The model in float32 and eval mode. Raises InputError as `load`, and when some of its weights are not there.
+
+    transformers would fill those at random, with a warning that nobody reads.
+    """
+    model, info = load(cls, source, revision, key, output_loading_info=True, use_safetensors=True)
+    missing = sorted(set(info["missing_keys"]) & dict(model.named_parameters()).keys())
+    if missing:
+        raise InputError(
+            f"scorers.{key}: {source!r} lacks {len(missing)} weights of a {cls.__name__}, among them {missing[0]}; "
+            f"it is another model or an incomplete download"
+        )
+    return model.float().eval()
+
+
+def digest(model: torch.nn.Module) -> str:
+    """The first 12 hex digits of the SHA-256 of a model's weights by name, whatever files and revision they came from."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:12]

@@ -1,0 +1,231 @@
+"""PickScore against CLIPModel's own forward, and the embedded preference model on held-out pairs."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from star.config import Scorers
+from star.errors import InputError
+from star.pretraining.base import clip_tokenizer
+from star.pretraining.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
+from star.scoring import golden, pickscore
+from star.scoring.scorer import make_scorer
+from star.worlds.miniature.captions import TAGS, caption, split
+from star.worlds.miniature.scenes import compose, render
+
+EMBEDDED = "resources/miniature/pickscore"
+
+
+def _scorer(folder: str | Path) -> object:
+    return make_scorer("pickscore", Scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip") / "model"
+    tokenizer = clip_tokenizer()
+    model = untrained(tokenizer, seed=5)
+    model.logit_scale.data.fill_(math.log(13.0))
+    save(model, tokenizer, {}, folder)
+    captions = ["a red circle", "two rings"]
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    pixels = torch.from_numpy(np.array(Image.open(folder / "golden/0.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        worse, fitting = model.eval()(**tokens, pixel_values=pixels).logits_per_image[0].argsort().tolist()
+    _golden(folder, {"file": "0.png", "prompt": captions[fitting], "worse": captions[worse]})
+    return folder
+
+
+def _golden(folder: Path, *lines: dict) -> None:
+    (folder / "golden/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (5, 64, 64, 3)).astype(np.uint8))
+    prompts = ["a red circle", "two rings", "a red circle", "a cross above a ring", 'a sign that says "HAT"']
+    tokens = CLIPTokenizer.from_pretrained(random_folder)(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(random_folder)(**tokens, pixel_values=pixels).logits_per_image.diagonal()
+    scored = _scorer(random_folder)(images, [{"prompt": p} for p in prompts])
+    assert np.allclose([s["score"] for s in scored], expected.numpy(), atol=1e-4)
+    assert np.allclose([s["reward"] * 26 for s in scored], expected.numpy(), atol=1e-4)
+    assert len(set(expected.tolist())) == 5
+
+
+def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), {"prompt": "a red circle"}
+    expected = scorer([image], [record])
+    for name in ("get_text_features", "get_image_features"):
+        method = getattr(scorer._model, name)
+        monkeypatch.setattr(scorer._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
+    assert scorer([image], [record]) == expected
+
+
+def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    images = list(rng.integers(0, 256, (7, 64, 64, 3)).astype(np.uint8))
+    records = [{"prompt": p} for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
+    scorer = _scorer(random_folder)
+    whole = [s["score"] for s in scorer(images, records)]
+    monkeypatch.setattr(pickscore, "_BATCH", 3)
+    assert np.allclose([s["score"] for s in scorer(images, records)], whole, atol=1e-4)
+    assert scorer.compare(scorer.embed(images), records)[6]["score"] == pytest.approx(whole[6], abs=1e-4)
+    assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._model.config.projection_dim)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.25), ("float16", 0.05)])
+def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -> None:
+    rng = np.random.default_rng(2)
+    images = list(rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8))
+    records = [{"prompt": p} for p in ("a red circle", "two rings", "a cross", "a ring")]
+    exact = [s["score"] for s in _scorer(random_folder)(images, records)]
+    folder = str(random_folder)
+    settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
+    scorer = make_scorer("pickscore", Scorers(**settings, pickscore_dtype=dtype))
+    assert scorer._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
+    assert scorer._scale == pytest.approx(13.0)  # not that of a rounded logarithm
+    rounded = scorer(images, records)
+    assert np.allclose([s["score"] for s in rounded], exact, atol=tolerance)
+    assert [s["score"] for s in rounded] != exact
+
+
+def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
+    scorer = _scorer(random_folder)
+    scorer._model.visual_projection.weight.data[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red circle"}])
+
+
+def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for changed, words in (
+        ({"pickscore_revision": None}, "pickscore_revision: pin the commit of some/clip"),
+        ({"pickscore_model": EMBEDDED, "pickscore_processor_revision": None}, "pickscore_processor_revision: pin the commit"),
+        ({"pickscore_model": EMBEDDED, "device": "cuda"}, "device: cuda, but torch sees no GPU"),
+    ):
+        settings = {"pickscore_model": "some/clip", "pickscore_processor": "some/processor"} | changed
+        with pytest.raises(InputError, match=rf"scorers\.{words}"):
+            make_scorer("pickscore", Scorers(**settings))
+    revisions = (Scorers().pickscore_revision, Scorers().pickscore_processor_revision)
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
+
+
+def test_golden_pictures_stop_a_model_that_is_wrong(random_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_folder, folder)
+    known = json.loads((folder / "golden/captions.jsonl").read_text())
+    _golden(folder, known | {"prompt": known["worse"], "worse": known["prompt"]})
+    with pytest.raises(
+        RuntimeError, match=f"wrong on a golden picture: '{known['worse']}' fits it and scores .*@[0-9a-f]{{12}}"
+    ):
+        _scorer(folder)
+    _golden(folder, known, {"file": "1.png", "prompt": "two rings"})
+    with pytest.raises(InputError, match=r"golden/captions\.jsonl:2: no `worse`"):
+        _scorer(folder)
+    (folder / "golden/0.png").unlink()
+    with pytest.raises(InputError, match=r"golden/captions\.jsonl:1: `file` names"):
+        _scorer(folder)
+
+
+@pytest.mark.parametrize("blind", ["_pictures", "_texts"])
+def test_no_blind_model_passes_the_built_in_pictures(blind: str, random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever caption a model without eyes prefers, one of the two pictures has the other; without words it prefers none."""
+    monkeypatch.setattr(pickscore.golden, "preferences", lambda _, built_in=golden.preferences: built_in("no/folder"))
+    same = F.normalize(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    monkeypatch.setattr(pickscore.PickScorer, blind, lambda self, given: same.expand(len(given), -1))
+    with pytest.raises(RuntimeError, match="wrong on a golden picture"):
+        _scorer(random_folder)
+
+
+def test_the_guard_costs_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for tower in ("_pictures", "_texts"):
+        true = getattr(pickscore.PickScorer, tower)
+        monkeypatch.setattr(
+            pickscore.PickScorer, tower, lambda self, x, t=tower, f=true: calls.append((t, len(x))) or f(self, x)
+        )
+    _scorer(EMBEDDED)
+    assert calls == [("_pictures", 4), ("_texts", 4), ("_texts", 4)]
+
+
+def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"scorers\.pickscore_model.*nowhere"):
+        _scorer(tmp_path / "nowhere")
+    for name in ("config.json", "processor_config.json"):
+        (tmp_path / name).write_bytes((random_folder / name).read_bytes())
+    with pytest.raises(InputError, match=r"scorers\.pickscore_model"):
+        _scorer(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((random_folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"scorers\.pickscore_processor"):
+        _scorer(tmp_path)
+    with pytest.raises(InputError, match="empty"):
+        _scorer(random_folder)([np.zeros((64, 64, 3), np.uint8)], [{"prompt": " "}])
+
+
+def test_folder_loads_as_a_plain_clip_processor() -> None:
+    processor = CLIPProcessor.from_pretrained(EMBEDDED)
+    inputs = processor(text=["a red circle"], images=[np.full((64, 64, 3), 255, np.uint8)], return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64) and inputs["pixel_values"].max() == 1
+    assert sum(f.stat().st_size for f in Path(EMBEDDED).iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("tags", [TAGS, ("free",)])
+def test_embedded_model_ranks_held_out_pairs(tags: tuple) -> None:
+    rng = np.random.default_rng(2026)
+    n = 300
+    pictures, texts, *_ = draw_pairs(n, True, dict.fromkeys(tags, 1 / len(tags)), rng)
+    scorer = _scorer(EMBEDDED)
+
+    def scores(images: list, prompts: list[str]) -> np.ndarray:
+        return np.array([s["score"] for s in scorer(images, [{"prompt": p} for p in prompts])])
+
+    right, wrong = ([t[i] for t in texts] for i in (0, 1))
+    damaged = [damage(p, DAMAGES[i % len(DAMAGES)], rng.uniform(), rng) for i, p in enumerate(pictures[:, 0])]
+    matching = scores(pictures[:, 0], right)
+    assert (matching > scores(pictures[:, 0], wrong)).mean() >= 0.9
+    assert (matching > scores(pictures[:, 1], right)).mean() >= 0.9
+    assert (matching > scores(damaged, right)).mean() >= 0.9
+    assert 15 < matching.mean() < 26
+
+
+def test_training_report() -> None:
+    report = json.loads(Path(EMBEDDED, "training.json").read_text())
+    assert report["recipe"] == vars(Recipe())
+    for task in ("geneval", "pickscore"):
+        assert min(report["held_out"][task][pair] for pair in ("caption", "picture", "damage")) >= 0.9
+
+
+def test_recipe_is_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = clip_tokenizer()
+    monkeypatch.setattr("star.pretraining.base.clip_tokenizer", lambda: tokenizer)
+    recipe = Recipe(pairs=24, steps=6, batch=4, warmup=2, held_out=6)
+    first = train(tmp_path / "a", recipe=recipe)
+    train(tmp_path / "b", recipe=recipe)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert first["held_out"]["geneval"].keys() >= {"caption", "picture", "damage"}
+
+
+def test_captions_claim_only_what_the_scene_shows() -> None:
+    rng = np.random.default_rng(1)
+    for tag in (*TAGS, "free", "ocr"):
+        pool, _ = split(tag, 0)
+        for _ in range(30):
+            d = pool[int(rng.integers(len(pool)))]
+            assert claims(d) <= facts(compose(d, rng)), caption(d)
+    left = {"include": [{"class": "ring", "count": 1}, {"class": "cross", "count": 1, "position": ["left of", 0]}]}
+    scene = compose({**left, "tag": "position"}, rng)
+    right = {"include": [left["include"][0], {**left["include"][1], "position": ["right of", 0]}]}
+    assert not claims(right) <= facts(scene)
+    assert render(scene).shape == (64, 64, 3)

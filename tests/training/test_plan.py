@@ -1,0 +1,92 @@
+"""The plan of a training: its numbers against counting, its memory against tensors that autograd really saved; the presets."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from snakemake.utils import update_config
+
+from star import config as configuration
+from star.config import Compute
+from star.models.sd3 import Generator
+from star.training import plan
+from star.training import train as trainer
+from star.training.rollout import trained_steps
+
+ROOT = Path(__file__).parents[2]
+RECORDS = [{"prompt": "a photo of a red circle", "core": []}] * 6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_predicted_activations_are_what_autograd_saves(random_base: Path, checkpointing: bool) -> None:
+    config = configuration.load(ROOT / "config/miniature.yaml", [f"policy.model={random_base}", "policy.guidance=2.0"])
+    policy = Generator(config.policy, config.allocation, Compute(gradient_checkpointing=checkpointing))
+    policy.add_adapter(0)
+    weights = {t.untyped_storage().data_ptr() for t in (*policy.transformer.parameters(), *policy.transformer.buffers())}
+    saved, alive = {}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    prompt, empty = policy.encode(RECORDS), policy.empty_prompt()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        policy.velocity(torch.randn(6, *policy.latent_shape()), 0.5, prompt, empty)
+    truly = sum(size for place, size in saved.items() if place not in weights)
+    assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
+    for block in policy.transformer.transformer_blocks:  # as compute.compile does; compiled code would read what is not there
+        block.compile()
+    assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
+
+
+def test_checkpointing_keeps_a_fraction_and_changes_no_gradient(random_base: Path) -> None:
+    config = configuration.load(ROOT / "config/miniature.yaml", [f"policy.model={random_base}", "policy.precision=float32"])
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        policy = Generator(config.policy, None, Compute(gradient_checkpointing=checkpointing))
+        parameters = policy.add_adapter(0)
+        kept.append(plan.activation_bytes(policy, 6))
+        x = torch.randn(6, *policy.latent_shape(), generator=torch.Generator().manual_seed(0))
+        policy.velocity(x, 0.5, policy.encode(RECORDS), None).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    assert kept[1] < 0.5 * kept[0]
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
+
+
+def _preset(*files: str) -> configuration.Config:
+    """The real configuration with changes on top, merged as Snakemake merges several --configfile."""
+    merged: dict = {}
+    for file in ("sd35-medium", *files):
+        update_config(merged, yaml.safe_load((ROOT / f"config/{file}.yaml").read_text()))
+    return configuration.parse(merged, "preset")
+
+
+@pytest.mark.parametrize(("fast", "trained"), [((), 9), (("fast/sd35-medium",), 3)])
+@pytest.mark.parametrize("gpus", [1, 4, 8, 32])
+def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, ...], trained: int) -> None:
+    config = _preset(*fast, *([f"gpus/{gpus}"] if gpus > 1 else []))
+    settings = configuration.run_settings(config, "geneval", "star")
+    assert (settings.rollout.groups, settings.rollout.group_size, config.compute.processes) == (48, 24, gpus)
+    trainer.check(settings, RECORDS * 50, gpus)
+    epoch, rollout, update = plan.describe(settings, gpus)
+    assert epoch.startswith(f"epoch    1152 images: 48 prompts x 24; 10 denoising steps, {trained} of them trained")
+    batches, size, share = map(int, re.findall(r"\d+", rollout)[:3])
+    assert batches * size == 1152 and share * gpus == batches
+    micro, of, passes = map(int, re.findall(r"at most (\d+) micro-batch\(es\) of (\d+) a process, so (\d+)", update)[0])
+    assert passes == micro * trained and micro * of * gpus >= 1152 / 2 > (micro - 1) * of * gpus
+
+
+@pytest.mark.parametrize(("task", "groups"), [("geneval", (48, 24)), ("ocr", (48, 24)), ("pickscore", (64, 18))])
+def test_the_fast_preset_is_what_flow_grpo_publishes(task: str, groups: tuple[int, int]) -> None:
+    """The values are those of geneval_sd3_fast_nocfg and pickscore_sd3_fast_nocfg in yifan123/flow_grpo's config/grpo.py."""
+    settings = configuration.run_settings(_preset("fast/sd35-medium"), task, "flow_grpo")
+    rollout, training = settings.rollout, settings.training
+    assert (rollout.groups, rollout.group_size, rollout.steps, settings.policy.guidance) == (*groups, 10, 1.0)
+    assert (rollout.sampler, rollout.noise_level, training.clip_range, training.kl_beta) == ("cps", 0.8, 1e-5, 0.0)
+    windows = {trained_steps(rollout, 0, epoch) for epoch in range(60)}
+    assert windows == {range(0, 3), range(1, 4), range(2, 5)}
+    trainer.check(settings, RECORDS * 50, 1)

@@ -1,0 +1,249 @@
+"""The workflow with a stand-in for the `star` command: what runs, what runs again, what a bad configuration does."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+# `python -m star.cli` finds this one first, because jobs run in the toy's folder.
+STAND_IN = """
+import os
+import sys
+from pathlib import Path
+import yaml
+
+stage, *rest = sys.argv[1:]
+given = dict(zip(rest[::2], rest[1::2])) if stage != "evidence" else dict(zip(rest[3::2], rest[4::2]))
+with open("calls.txt", "a") as file:
+    print(stage, *rest, file=file)
+with open("offline.txt", "a") as file:
+    print(stage, os.environ.get("HF_HUB_OFFLINE"), file=file)
+
+def put(path, text="x"):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+if stage == "prompts":
+    put(given["--out"])
+elif stage == "score":
+    put(given["--out"]), put(given["--guards"])
+elif stage == "train":
+    training = yaml.safe_load(Path(given["--config"]).read_text())["training"]
+    for step in range(training["checkpoint_every"], training["epochs"] + 1, training["checkpoint_every"]):
+        put(f"{given['--out']}/checkpoints/step{step}/state/progress.json")
+        put(f"{given['--out']}/checkpoints/step{step}/adapter/pytorch_lora_weights.safetensors")
+        if Path("stop").exists():
+            sys.exit("stopped after the first checkpoint")
+elif stage == "sample":
+    put(f"{given['--out']}/00000/samples/0000.png")
+    put(f"{given['--out']}/prompts.jsonl")
+elif stage == "maps":
+    put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
+elif stage == "evidence":
+    assert Path("results/toy/geneval/star/seed1/guards/step4.json").exists()
+    for table in ("", "_learning", "_cost", "_guards", "_diagnostics", "_runs"):
+        put(f"{given['--out']}/evidence/tables/evidence{table}.csv")
+    for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
+        put(f"{given['--out']}/evidence/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+    put(f"{given['--out']}/evidence.md")
+elif stage == "tables":
+    for name in ("main", "categories", "cost", "ablation", "guards"):
+        for form in ("csv", "md", "tex"):
+            put(f"{given['--out']}/tables/{name}.{form}", "task,mean\\ngeneval,0.5\\n")
+    for name in ("learning_curves", "scores", "categories", "samples"):
+        put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+"""
+
+
+class Toy:
+    """A folder with a small configuration, where Snakemake runs with the stand-in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
+        config["experiment"], config["policy"]["model"] = "toy", "no-such-folder"
+        config["training"] |= {"epochs": 4, "checkpoint_every": 2}
+        config["tasks"] = {task: {"reward": {task: 1.0}} for task in ("geneval", "ocr")}
+        config["methods"] = {method: config["methods"][method] for method in ("flow_grpo", "star")}
+        (folder / "toy.yaml").write_text(yaml.safe_dump(config))
+        (folder / "star").mkdir()
+        (folder / "star/__init__.py").touch()
+        (folder / "star/cli.py").write_text(STAND_IN)
+
+    def snakemake(self, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
+        snakemake = str(Path(sys.executable).with_name("snakemake"))
+        command = [snakemake, "-s", str(ROOT / "Snakefile"), "--configfile", "toy.yaml", "--cores", "2", *arguments]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        if path:
+            environment["PATH"] = f"{path}:{environment['PATH']}"
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def planned(self, *arguments: str) -> tuple[dict[str, int], str]:
+        """How many jobs of each rule a dry run plans, and everything that it printed."""
+        done = self.snakemake("-n", *arguments)
+        assert done.returncode == 0, done.stdout
+        table = re.search(r"Job stats:\n.*\n.*\n((?:\w+ +\d+\n)+)", done.stdout)
+        jobs = {name: int(n) for name, n in (row.split() for row in table[1].splitlines())} if table else {}
+        return {name: n for name, n in jobs.items() if name not in ("all", "total")}, done.stdout
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A toy whose whole run is done."""
+    toy = Toy(tmp_path_factory.mktemp("finished"))
+    done = toy.snakemake()
+    assert done.returncode == 0, done.stdout
+    return toy
+
+
+@pytest.fixture
+def toy(finished: Toy, tmp_path: Path) -> Toy:
+    """A copy of the finished toy, to be changed."""
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    copy = object.__new__(Toy)
+    copy.folder = tmp_path
+    return copy
+
+
+def test_a_run_calls_every_stage_as_often_as_it_must(finished: Toy):
+    assert Counter(call.split()[0] for call in finished.calls()) == {
+        "prompts": 4,  # 2 tasks x 2 splits
+        "train": 4,  # 2 tasks x 2 methods
+        "sample": 10,  # 2 tasks x (base + 2 methods x 2 checkpoints)
+        "score": 10,
+        "maps": 2,  # star only
+        "log": 7,  # 2 tasks x (base + 2 methods), and the tables
+        "tables": 1,
+    }
+    untrained = [call for call in finished.calls() if call.startswith("sample") and "/base/" in call]
+    assert len(untrained) == 2 and not any("--adapter" in call for call in untrained)
+    resolved = yaml.safe_load((finished.folder / "results/toy/config.yaml").read_text())
+    assert resolved["training"]["epochs"] == 4 and resolved["training"]["weight_decay"] == 1e-4
+
+
+def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: Toy):
+    jobs, printed = finished.planned("--config", "scorers={workers: 2}")
+    assert jobs == {} and "Nothing to be done" in printed
+
+
+def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
+    jobs, printed = finished.planned("--config", "methods={star: {training: {learning_rate: 0.5}}}")
+    assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
+
+
+def test_a_second_seed_makes_evidence(toy: Toy):
+    jobs, _ = toy.planned("--config", "seeds=[0, 1]")
+    assert jobs == {"train": 4, "sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
+    done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
+    assert done.returncode == 0, done.stdout
+    assert (toy.folder / "results/toy/evidence.md").exists()
+    assert any(call.startswith("evidence --config") and "--collect --data" in call for call in toy.calls())
+
+
+def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
+    tasks, methods = "tasks={pickscore: {reward: {pickscore: 1.0}}}", "seeds=[0, 1]"
+    jobs, _ = toy.planned("--config", tasks, methods)
+    # base, flow_grpo and star under two seeds; the maps are star's
+    assert (jobs["sample_attributes"], jobs["score_attributes"], jobs["map_statistics"]) == (6, 6, 2)
+
+
+def test_changed_evaluation_trains_nothing(finished: Toy):
+    jobs, _ = finished.planned("--config", "evaluation={steps: 3}")
+    assert jobs == {"sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1}
+
+
+def test_pictures_that_were_redone_are_scored_again(toy: Toy):
+    # Their prompt list has the same content as before: going by checksums would keep the old scores.
+    (toy.folder / "results/toy/ocr/star/seed0/samples/step4/prompts.jsonl").touch()
+    jobs, _ = toy.planned()
+    assert jobs == {"score": 1, "log": 1, "tables": 1, "log_tables": 1}
+
+
+def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(toy: Toy):
+    run, changed = toy.folder / "results/toy/ocr/star/seed0", ("--config", "methods={star: {training: {kl_beta: 0.5}}}")
+    shutil.rmtree(run / "checkpoints")
+    (toy.folder / "stop").touch()
+    failed = toy.snakemake(*changed)
+    assert failed.returncode == 1 and "stopped after the first checkpoint" in failed.stdout, failed.stdout
+    assert (run / "checkpoints/step2/state/progress.json").exists() and not (run / "trained.sha256").exists()
+    # Snakemake took the checksums away; it must not be content with the old scores and tables.
+    jobs, _ = toy.planned(*changed)
+    assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+
+
+def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
+    toy, scores = Toy(tmp_path), "results/toy/ocr/base/seed0/scores/step0.jsonl"
+    hub = ("--config", "policy={model: acme/base, revision: abc}", "--", scores)
+    done = toy.snakemake(*hub)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "offline.txt").read_text().split("\n") == ["fetch None", "prompts 1", "sample 1", "score 1", ""]
+    (fetched,) = (tmp_path / "results/toy").glob("fetched-*.txt")
+    fetched.touch()
+    assert toy.planned(*hub)[0] == {}  # fetched again, it is the same
+    jobs, _ = toy.planned("--config", "policy={model: acme/base, revision: def}", "--", scores)
+    assert jobs == {"fetch": 1, "prompts": 1, "sample": 1, "score": 1}
+
+
+def test_jobs_that_use_a_gpu_choose_among_those_of_the_machine(toy: Toy):
+    for processes, training in ((1, "1 "), (2, "2 ")):
+        _, printed = toy.planned("-p", "--config", "policy={device: auto}", f"compute={{processes: {processes}}}")
+        chosen = re.findall(r"scripts/on_gpus\.py (\d+ ).*? (train|sample|score|maps) +--", printed)
+        assert set(chosen) == {(training, "train"), ("1 ", "sample"), ("1 ", "score"), ("1 ", "maps")}
+    assert "on_gpus.py" not in toy.planned("-p", "--config", "compute={processes: 2}")[1]
+
+
+def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy: Toy):
+    conda = toy.folder / "bin/conda"  # answers what a dry run asks
+    conda.parent.mkdir()
+    info = {"conda_version": "24.11.0", "conda_prefix": "/", "platform": "linux-64", "get": {}}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(info)}'\n")
+    conda.chmod(0o755)
+    for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
+        done = toy.snakemake(
+            "-n", "--forceall", "--sdm", "conda", "--config", f"scorers={{ocr_engine: {engine}}}", path=conda.parent
+        )
+        assert done.returncode == 0, done.stdout
+        assert set(re.findall(r"Conda environment \S*?(\w+)\.yaml will be created", done.stdout)) == environments
+
+
+def test_a_wrong_key_stops_everything_and_is_named(toy: Toy):
+    before = toy.calls()
+    done = toy.snakemake("--config", "training={epohcs: 3}")
+    assert done.returncode == 1
+    assert "toy.yaml: training.epohcs: no such key" in done.stdout
+    assert "Traceback" not in done.stdout and toy.calls() == before
+
+
+def test_the_report_is_one_page_with_captions(finished: Toy):
+    done = finished.snakemake("--report", "report.html")
+    assert done.returncode == 0, done.stdout
+    page = (finished.folder / "report.html").read_text()
+    for words in ("Allocation maps", "learning_curves.svg", "main.csv", "An interval of a difference that excludes zero"):
+        assert words in page
+
+
+def test_every_rule_says_what_it_needs():
+    rules = {}
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            rules[block.split(":")[0]] = block
+    assert {"fetch", "prompts", "train", "sample", "score", "log", "maps", "tables", "pretrain_miniature"} <= set(rules)
+    for name, block in rules.items():
+        for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):
+            assert key in block, f"rule {name} has no {key}"
+        environment = re.search(r"conda:\n +(\S+)\n", block)[1]
+        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}: conda: {environment}"
