@@ -29,7 +29,8 @@ from star import config as configuration
 from star.cli import quiet_libraries
 from star.config import Config, Scorers
 from star.models.sd3 import Generator
-from star.prompts import record as prompts
+from star.prompts import make
+from star.prompts.record import Prompt
 from star.runtime import processor
 from star.scoring.colors import ClipColors
 from star.scoring.geneval import Detection
@@ -56,9 +57,9 @@ def timed(work: Callable[[], object], count: int) -> tuple[float, float]:
 
 def rendered(config: Config, task: str, count: int) -> tuple[list[np.ndarray], list[dict]]:
     """Test prompts of the miniature, spread over its tags, and pictures that show them."""
-    records = prompts.records(config, task, "test")
+    records = make.records(config, task, "test")
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
-    return [render(compose(r["metadata"], np.random.default_rng(i))) for i, r in enumerate(chosen)], chosen
+    return [render(compose(r.metadata, np.random.default_rng(i))) for i, r in enumerate(chosen)], chosen
 
 
 def miniature(config: Config, count: int) -> Iterator[tuple]:
@@ -126,7 +127,7 @@ class Waiting:
     def __init__(self, pool: RewardPool) -> None:
         self.pool, self.seconds = pool, 0.0
 
-    def submit(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> Future:
+    def submit(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> Future:
         began = time.perf_counter()
         future = self.pool.submit(images, records)
         future.result()
@@ -141,7 +142,7 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
     """
     settings = configuration.run_settings(config, task, "star")
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": 1e-9})})
-    records = prompts.records(config, task, "train")
+    records = make.records(config, task, "train")
     policy = Generator(settings.policy, settings.allocation, settings.compute)
     learner, empty, processes = Learner(policy, settings.training, 0), policy.empty_prompt(), Processes()
     seconds: dict[str, list] = {way: [] for way in WAYS}

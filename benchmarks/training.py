@@ -18,7 +18,7 @@ from star import config as configuration
 from star import torchvision_schemas
 from star.cli import quiet_libraries
 from star.errors import InputError
-from star.prompts import record as prompts
+from star.prompts import make
 
 TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
 LAYERS = 24
@@ -55,7 +55,7 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
 def _measure(args: argparse.Namespace) -> None:
     config, paper = prepare(args)
     settings = {method: configuration.run_settings(config, TASK[args.size], method) for method in ("flow_grpo", "star")}
-    records, star = prompts.records(config, "geneval", "test"), settings["star"]
+    records, star = make.records(config, "geneval", "test"), settings["star"]
 
     import sd35_medium
     import suite

@@ -12,6 +12,7 @@ from measure import Meter
 
 from star.config import RunSettings
 from star.models.sd3 import Generator
+from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
 from star.training.processes import Processes
@@ -26,7 +27,7 @@ METHODS = ("flow_grpo", "star")
 class Work:
     """One policy and its rewards, and an epoch of each method on them: seconds and peak bytes of its parts."""
 
-    def __init__(self, settings: dict[str, RunSettings], policy: Generator, pool: RewardPool, records: list[dict]) -> None:
+    def __init__(self, settings: dict[str, RunSettings], policy: Generator, pool: RewardPool, records: list[Prompt]) -> None:
         self.settings, self.policy, self.pool, self.records = settings, policy, pool, records
         self.learner = Learner(policy, settings["star"].training, seed=0)
         self.encoders = [e for e in (policy.pipe.text_encoder, policy.pipe.text_encoder_2, policy.pipe.text_encoder_3) if e]
@@ -124,7 +125,7 @@ class Work:
             records = chosen[start : start + rollout.batch]
             self.visit(self.policy.device)
             with meter.part("encode"):
-                text = plain.encode([r["prompt"] for r in records])
+                text = plain.encode([r.text for r in records])
             self.visit(torch.device("cpu"))  # not counted; a small GPU has no room for them beside the rest
             with meter.part("rollout"):
                 shape = (len(records), rollout.steps + 1, *self.policy.latent_shape())

@@ -13,7 +13,8 @@ from pathlib import Path
 from star import config as configuration
 from star import torchvision_schemas
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
-from star.prompts import record as prompts
+from star.prompts import make
+from star.prompts.record import read
 
 
 def quiet_libraries() -> None:
@@ -37,7 +38,7 @@ def _prompts(args: argparse.Namespace) -> None:
     for option in ("task", "split", "out"):
         if getattr(args, option) is None:
             raise InputError(f"--{option}: say which, or use --show-core FILE")
-    n = prompts.write(configuration.load(args.config, args.set), args.task, args.split, args.out)
+    n = make.write(configuration.load(args.config, args.set), args.task, args.split, args.out)
     print(f"{n} prompts in {args.out}")
 
 
@@ -48,7 +49,7 @@ def _train(args: argparse.Namespace) -> None:
     settings = configuration.run_settings(config, args.task, args.method)
     from star.training.train import plan, train
 
-    records = prompts.read(args.prompts) if args.prompts else prompts.records(config, args.task, "train")
+    records = read(args.prompts) if args.prompts else make.records(config, args.task, "train")
     if args.plan:
         plan(settings, args.seed, records)
         return
@@ -195,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
     s.add_argument("--task", choices=configuration.TASKS)
-    s.add_argument("--split", choices=prompts.SPLITS)
+    s.add_argument("--split", choices=make.SPLITS)
     s.add_argument("--out", type=Path)
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 

@@ -4,11 +4,13 @@ SD3's text columns are CLIP's block (CLIP-L and CLIP-G share its columns), then 
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from star.models.attention import CoreColumns
+from star.prompts.record import Span
 
 
 def span_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, start: int, end: int, length: int) -> list[int]:
@@ -22,17 +24,17 @@ def span_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, start: int, en
     ]
 
 
-def chosen_spans(prompt: str, core: list[dict], tokens: str | list[str]) -> list[dict]:
+def chosen_spans(prompt: str, core: Sequence[Span], tokens: str | list[str]) -> Sequence[Span]:
     """The spans whose attention counts: the `core` content, `all` of the prompt, or the core's spans of some kinds."""
     if tokens == "core":
         return core
     if tokens == "all":
-        return [{"text": prompt, "start": 0, "end": len(prompt), "kind": "text"}] if prompt else []
-    return [span for span in core if span["kind"] in tokens]
+        return [Span(prompt, 0, len(prompt), "text")] if prompt else []
+    return [span for span in core if span.kind in tokens]
 
 
 def core_columns(
-    tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: list[str], cores: list[list[dict]]
+    tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: list[str], cores: list[Sequence[Span]]
 ) -> CoreColumns:
     """Columns and weights of the core content of each prompt.
 
@@ -46,12 +48,12 @@ def core_columns(
         for span in core:
             columns, offset = [], 0
             for tokenizer, length in tokenizers:
-                columns += [offset + c for c in span_columns(tokenizer, prompt, span["start"], span["end"], length)]
+                columns += [offset + c for c in span_columns(tokenizer, prompt, span.start, span.end, length)]
                 offset += length
             if columns:
                 spans.append(columns)
             else:
-                warnings.warn(f"{span['text']!r} is cut away by truncation in {prompt!r}", stacklevel=2)
+                warnings.warn(f"{span.text!r} is cut away by truncation in {prompt!r}", stacklevel=2)
         weights: dict[int, float] = {}
         for columns in spans:
             for c in columns:

@@ -28,6 +28,7 @@ from star.errors import InputError
 from star.flow.schedule import Schedule, log_prob, step_mean
 from star.hub import check as hub
 from star.models.attention import CoreColumns, Recorder, install
+from star.prompts.record import Prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ENCODED_AT_ONCE = 64  # prompts
@@ -161,12 +162,12 @@ class Generator:
     # -- prompts ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, records: list[dict]) -> Encoded:
+    def encode(self, records: list[Prompt]) -> Encoded:
         """Encode prompt records; the text encoders visit the device only meanwhile."""
         encoders = [e for e in (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3) if e]
         for encoder in encoders:
             encoder.to(self.device)
-        prompts = [r["prompt"] for r in records]
+        prompts = [r.text for r in records]
         encoded = [
             self.pipe.encode_prompt(
                 prompts[start : start + _ENCODED_AT_ONCE],
@@ -186,9 +187,7 @@ class Generator:
         tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
         if self.pipe.text_encoder_3 is not None:
             tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
-        core = core_columns(
-            tokenizers, prompts, [chosen_spans(r["prompt"], r["core"], self.allocation.tokens) for r in records]
-        )
+        core = core_columns(tokenizers, prompts, [chosen_spans(r.text, r.core, self.allocation.tokens) for r in records])
         return Encoded(columns, pooled, core.to(self.device))
 
     # -- the policy -------------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ class Generator:
 
     def empty_prompt(self) -> Encoded | None:
         """The encoded negative prompt "", or None when the guidance is 1."""
-        return self.encode([{"prompt": "", "core": []}]) if self.policy.guidance > 1 else None
+        return self.encode([Prompt("", "", "", "")]) if self.policy.guidance > 1 else None
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents at the policy's resolution."""

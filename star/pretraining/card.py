@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from star import config as configuration
-from star.prompts import record as prompts
+from star.prompts import make
 from star.sampling import sample
 from star.scoring import folder as scoring
 
@@ -23,7 +23,7 @@ def write(base: Path, config: configuration.Config) -> dict[str, dict]:
     with TemporaryDirectory() as scratch:
         for task in configuration.TASKS:
             records = Path(scratch, f"{task}.jsonl")
-            prompts.write(config, task, "test", records)
+            make.write(config, task, "test", records)
             images = Path(scratch, task)
             sample(policy, config.evaluation, records, images, None, config.evaluation.images_per_prompt, seed=0)
             summaries[task] = scoring.score(task, images, Path(scratch, f"{task}-scores.jsonl"), config.scorers)

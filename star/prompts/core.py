@@ -1,6 +1,6 @@
 """The core content of a prompt, as character spans: what an image of it must show.
 
-A span is `{"text", "start", "end", "kind"}` with prompt[start:end] == text; spans never overlap and are in order.
+Spans (star.prompts.record) never overlap and are in order.
 Kinds: object, attribute, count, relation, text. Source: ours (the paper speaks of core content; its abstract does not
 say how it is found).
 """
@@ -9,6 +9,7 @@ import functools
 import re
 
 from star.errors import InputError
+from star.prompts.record import Span
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ATTRIBUTES = """
@@ -46,20 +47,20 @@ class _Spans:
 
     def __init__(self, prompt: str):
         self.prompt = prompt
-        self.found: list[dict] = []
+        self.found: list[Span] = []
 
     def add(self, start: int, end: int, kind: str) -> None:
-        self.found.append({"text": self.prompt[start:end], "start": start, "end": end, "kind": kind})
+        self.found.append(Span(self.prompt[start:end], start, end, kind))
 
     def search(self, pattern: str, wanted: str) -> re.Match:
         """The first match of `pattern` between word boundaries that is not taken yet. Raises InputError."""
         for match in _whole_words(pattern).finditer(self.prompt):
-            if all(match.end() <= s["start"] or match.start() >= s["end"] for s in self.found):
+            if all(match.end() <= s.start or match.start() >= s.end for s in self.found):
                 return match
         raise InputError(f"prompt {self.prompt!r} does not say {wanted!r}, which its metadata asks for")
 
-    def ordered(self) -> list[dict]:
-        return sorted(self.found, key=lambda s: s["start"])
+    def ordered(self) -> tuple[Span, ...]:
+        return tuple(sorted(self.found, key=lambda s: s.start))
 
 
 def _phrase(item: dict) -> str:
@@ -67,7 +68,7 @@ def _phrase(item: dict) -> str:
     return " ".join(number + [item[key] for key in ("color", "class") if key in item])
 
 
-def described(prompt: str, include: list[dict]) -> list[dict]:
+def described(prompt: str, include: list[dict]) -> tuple[Span, ...]:
     """Core spans of a prompt that was written from GenEval's metadata: objects, colours, counts above one, relations.
 
     Raises InputError when the prompt does not mention something of `include`.
@@ -105,7 +106,7 @@ def quotations(prompt: str) -> list[tuple[int, int]]:
     return [(start, end) for start, end in found if prompt[start:end].strip()]
 
 
-def quoted(prompt: str, carrier: str | None = None) -> list[dict]:
+def quoted(prompt: str, carrier: str | None = None) -> tuple[Span, ...]:
     """Core spans of a lettering prompt: the quoted words without their quotation marks, and the noun that carries them.
 
     Raises InputError when nothing is quoted or the carrier is not in the prompt.
@@ -126,7 +127,7 @@ def _kind(word: str) -> str:
     return "attribute" if word in ATTRIBUTES else "relation" if word in RELATIONS else "object"
 
 
-def content_words(prompt: str) -> list[dict]:
+def content_words(prompt: str) -> tuple[Span, ...]:
     """Core spans of any English text: every word that is no stop word; empty when there is none.
 
     Without a grammar the kind is a guess from short word lists; whatever is in none of them counts as an object.

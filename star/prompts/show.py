@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from star.allocation.columns import span_columns
 from star.config import Policy
 from star.errors import InputError
-from star.prompts.record import read
+from star.prompts.record import Span, read
 
 
 def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]:
@@ -30,12 +30,12 @@ def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]
     return found
 
 
-def marked(prompt: str, core: list[dict]) -> str:
+def marked(prompt: str, core: tuple[Span, ...]) -> str:
     """The prompt with its core spans in brackets, each with its kind: `a photo of a [red|attribute] [ring|object]`."""
     text, at = "", 0
     for span in core:
-        text += prompt[at : span["start"]] + f"[{span['text']}|{span['kind']}]"
-        at = span["end"]
+        text += prompt[at : span.start] + f"[{span.text}|{span.kind}]"
+        at = span.end
     return text + prompt[at:]
 
 
@@ -43,13 +43,13 @@ def show(policy: Policy, file: Path) -> None:
     """Print the prompt records of `file`; columns count within the encoder's own block. Raises InputError."""
     records, encoders = read(file), tokenizers(policy)
     for record in records:
-        print(marked(record["prompt"], record["core"]))
+        print(marked(record.text, record.core))
         for name, (tokenizer, length) in encoders.items():
-            ids = tokenizer(record["prompt"], truncation=True, max_length=length, verbose=False).input_ids
+            ids = tokenizer(record.text, truncation=True, max_length=length, verbose=False).input_ids
             tokens = tokenizer.convert_ids_to_tokens(ids)
             spans = []
-            for span in record["core"]:
-                columns = span_columns(tokenizer, record["prompt"], span["start"], span["end"], length)
+            for span in record.core:
+                columns = span_columns(tokenizer, record.text, span.start, span.end, length)
                 named = " ".join(f"{c}:{tokens[c]}" for c in columns)
-                spans.append(f"{span['text']} = {named or 'cut away'}")
+                spans.append(f"{span.text} = {named or 'cut away'}")
             print(f"  {name:<7}{'; '.join(spans)}")

@@ -13,17 +13,17 @@ from star.errors import InputError
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
 from star.models.sd3 import Generator
-from star.prompts.record import read
+from star.prompts.record import Prompt, read
 from star.worlds.miniature.regions import region, token_shares
 
 
-def _spread(items: list[dict], count: int) -> list[dict]:
+def _spread(items: list[Prompt], count: int) -> list[Prompt]:
     """`count` prompts, one of every tag before a second of any."""
     seen: dict[str, int] = {}
     ranked = []
     for i, item in enumerate(items):
-        seen[item["tag"]] = seen.get(item["tag"], 0) + 1
-        ranked.append((seen[item["tag"]], i, item))
+        seen[item.tag] = seen.get(item.tag, 0) + 1
+        ranked.append((seen[item.tag], i, item))
     return [item for _, _, item in sorted(ranked, key=lambda r: r[:2])[:count]]
 
 
@@ -44,7 +44,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     records = _spread(read(prompts), count)
     generator, schedule = _ready(settings, adapter)
     shape = (1, *generator.latent_shape())
-    starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in records])
+    starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = generator.decode(latents[:, -1])
@@ -81,7 +81,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
             if row == 0:
                 axis.set_title(f"step {t + 1}\nσ = {schedule.sigma[t]:.2f}", fontsize=8)
         axes[row, -1].imshow(final[row])
-        label = "\n".join(textwrap.wrap(record["prompt"], 18))
+        label = "\n".join(textwrap.wrap(record.text, 18))
         axes[row, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     axes[0, -1].set_title("picture", fontsize=8)
     for axis in axes.flat:
@@ -140,7 +140,7 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
     for t in range(settings.rollout.steps):
         measured = zip(entropy(map_BTHW[:, t : t + 1]), effective_area(map_BTHW[:, t : t + 1]), gain_BT[:, t], strict=True)
         for record, values in zip(records, measured, strict=True):
-            known = {"prompt_id": record["id"], "tag": record["tag"], "prompt": record["prompt"], "step": t}
+            known = {"prompt_id": record.id, "tag": record.tag, "prompt": record.text, "step": t}
             rows.append(known | dict(zip(("entropy", "effective_area", "gain"), map(float, values), strict=True)))
     return _written(pd.DataFrame(rows), out / "map_statistics.csv")
 
@@ -166,14 +166,14 @@ def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tens
 
 
 def _watch(
-    generator: Generator, schedule: Schedule, records: list[dict], batch: int, seed: int
+    generator: Generator, schedule: Schedule, records: list[Prompt], batch: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
     empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
     raw, regions = [], []
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
         some = records[start : start + batch]
-        starts = torch.stack([noise(shape, "test", seed, r["id"], 0) for r in some])
+        starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in some])
         trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
         raw.append(trajectory.raw_BTOhw.cpu())
         found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]

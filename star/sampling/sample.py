@@ -17,7 +17,7 @@ from star.errors import InputError
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
 from star.models.sd3 import Encoded, Generator, origin
-from star.prompts.record import read
+from star.prompts.record import Prompt, read
 
 
 def _save_png(picture: object, path: Path, **texts: str) -> None:
@@ -29,11 +29,11 @@ def _save_png(picture: object, path: Path, **texts: str) -> None:
     draft.replace(path)
 
 
-def _folder(out: Path, number: int, record: dict) -> Path:
+def _folder(out: Path, number: int, record: Prompt) -> Path:
     """The prompt's folder with its official metadata line."""
     folder = out / f"{number:05d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    metadata = {**record["metadata"], **{k: record[k] for k in ("prompt", "id", "task", "core")}}
+    metadata = {**record.metadata, **{k: v for k, v in record.as_dict().items() if k in ("prompt", "id", "task", "core")}}
     (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
     return folder
 
@@ -94,10 +94,10 @@ def sample(
     for start in range(0, len(missing), evaluation.batch):
         batch = missing[start : start + evaluation.batch]
         rows = torch.tensor([n for n, _, _ in batch])
-        names = [(records[n]["id"], k) for n, k, _ in batch]
+        names = [(records[n].id, k) for n, k, _ in batch]
         pictures = draw(generator, encoded[rows], empty, schedule, names, seed)
         for picture, (n, k, path) in zip(pictures, batch, strict=True):
-            _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n]["id"], checkpoint=checkpoint)
+            _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n].id, checkpoint=checkpoint)
         bar.update(len(batch))
     bar.close()
     draft = out / ".prompts.tmp"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from star.errors import InputError
+from star.prompts.record import Prompt
 
 
 def source(name: str) -> Path:
@@ -42,12 +43,12 @@ class CustomScorer:
             raise InputError(f"reward.{name}: {file} has no function `{function}`")
         self.fingerprint = f"{name}@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Any record can be scored, as far as we know."""
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
         """`score` and `reward` of every picture. Raises InputError when the function does not return one number each."""
-        values = np.asarray(self._function(images, records), float)
+        values = np.asarray(self._function(images, [record.as_dict() for record in records]), float)
         if values.shape != (len(images),):
             raise InputError(
                 f"reward.{self._name}: returned shape {values.shape} for {len(images)} pictures; return a number each"

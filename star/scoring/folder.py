@@ -56,7 +56,7 @@ def _begin(task: str, samples: list[Sample], out: Path, scorer: Scorer) -> _Job:
     for sample in samples:
         if sample.name not in lines:
             pictures.verify(sample.path)
-        elif lines[sample.name]["prompt"] != sample.record["prompt"]:
+        elif lines[sample.name]["prompt"] != sample.record.text:
             raise InputError(f"{_partial(out)}: begun with another prompt for {sample.name}; delete it")
     return _Job(task, samples, out, scorer, lines)
 
@@ -135,10 +135,10 @@ def _score_batch(scorer: Scorer, task: str, samples: Sequence[Sample]) -> Iterat
     for sample, result in zip(samples, results, strict=True):
         yield {
             "filename": sample.name,
-            "tag": sample.record["tag"],
-            "prompt": sample.record["prompt"],
+            "tag": sample.record.tag,
+            "prompt": sample.record.text,
             **result,
-            "prompt_id": sample.record["id"],
+            "prompt_id": sample.record.id,
             "sample": sample.number,
             "scorer": scorer.fingerprint,
             "task": task,

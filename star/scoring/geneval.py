@@ -15,6 +15,7 @@ import numpy as np
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
+from star.prompts.record import Prompt
 from star.scoring.golden import Golden
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -189,11 +190,11 @@ def verdict(found: Found, colors: dict[int, str], prompt: str, metadata: dict) -
     return line
 
 
-def check(records: Sequence[dict]) -> None:
+def check(records: Sequence[Prompt]) -> None:
     """Raise InputError, naming the prompt, when a record's metadata cannot be judged or asks for what no rule can grant."""
     for record in records:
-        if wrong := _wrong(record["metadata"]):
-            raise InputError(f"prompt {record['prompt']!r}: its metadata {wrong}")
+        if wrong := _wrong(record.metadata):
+            raise InputError(f"prompt {record.text!r}: its metadata {wrong}")
 
 
 def _wrong(metadata: dict) -> str | None:
@@ -262,7 +263,7 @@ class GenevalScorer:
     def _guard(self) -> None:
         """Score the golden pictures: a backend that has silently gone blind stops here."""
         golden = self._backend.golden
-        records = [{"prompt": g.name, "metadata": g.metadata} for g in golden]
+        records = [Prompt(g.name, "geneval", "golden", g.name, metadata=g.metadata) for g in golden]
         for g, line in zip(golden, self([g.image for g in golden], records), strict=True):
             if line["correct"] != g.correct:
                 raise ScorerFailed(
@@ -270,23 +271,23 @@ class GenevalScorer:
                     f"found {line['details']} {' '.join(line['reason'].split())} ({self._backend.fingerprint})"
                 )
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a record's metadata cannot be judged, or names a class that the detector does not know."""
         check(records)
         known = self._backend.classes
         for record in records if known is not None else ():
-            items = record["metadata"]["include"] + record["metadata"].get("exclude", [])
+            items = record.metadata["include"] + record.metadata.get("exclude", [])
             for unknown in (item["class"] for item in items if item["class"] not in known):
                 raise InputError(
-                    f"prompt {record['prompt']!r}: the detector has no class {unknown!r}, so it could never be found; "
+                    f"prompt {record.text!r}: the detector has no class {unknown!r}, so it could never be found; "
                     f"use a GenEval class, or a scorers.detector_model with such a label"
                 )
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
         """Judge uint8 [H, W, 3] pictures: score, reward, and the official correct, reason, metadata, details."""
         self.check(records)
-        metadata = [record["metadata"] for record in records]
+        metadata = [record.metadata for record in records]
         found = [select(seen, m["tag"]) for seen, m in zip(self._backend.detect(images), metadata, strict=True)]
         asked = [(images[i], d) for i, m in enumerate(metadata) for d in asked_colors(found[i], m)]
         colors = {id(d): color for (_, d), color in zip(asked, self._backend.colors_of(asked), strict=True)}
-        return [verdict(f, colors, r["prompt"], m) for f, r, m in zip(found, records, metadata, strict=True)]
+        return [verdict(f, colors, r.text, m) for f, r, m in zip(found, records, metadata, strict=True)]

@@ -86,9 +86,9 @@ def preferences(model: str) -> list[Preference]:
     captions = folder / "captions.jsonl"
     samples = pictures.find(folder, "pickscore", captions)
     for number, sample in enumerate(samples, 1):
-        if not isinstance(sample.record["metadata"].get("worse"), str):
+        if not isinstance(sample.record.metadata.get("worse"), str):
             raise InputError(f"{captions}:{number}: no `worse`, a caption that must score lower; write one or remove {folder}")
-    return [Preference(pictures.read(s.path), s.record["prompt"], s.record["metadata"]["worse"]) for s in samples]
+    return [Preference(pictures.read(s.path), s.record.text, s.record.metadata["worse"]) for s in samples]
 
 
 def check_colors(colors_of: Callable) -> None:

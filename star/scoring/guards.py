@@ -100,7 +100,7 @@ def measure(task: str, images: Path, scorers: Scorers, prompts: Path | None = No
     return {
         "task": task,
         "images": len(samples),
-        "prompts": len({sample.record["id"] for sample in samples}),
+        "prompts": len({sample.record.id for sample in samples}),
         "features": model.fingerprint if model else f"pixels {_THUMBNAIL}x{_THUMBNAIL}",
         "diversity": _diversity(samples, features, cosine_distance if model else pixel_distance),
         "edge_density": float(np.mean(edges)),
@@ -118,7 +118,7 @@ def write(guards: dict, out: Path) -> None:
 
 
 def _line(sample: Sample, score: float, scorer: str) -> dict:
-    return {"tag": sample.record["tag"], "prompt_id": sample.record["id"], "score": score, "scorer": scorer}
+    return {"tag": sample.record.tag, "prompt_id": sample.record.id, "score": score, "scorer": scorer}
 
 
 def _mean(task: str, lines: list[dict]) -> dict:
@@ -129,6 +129,6 @@ def _mean(task: str, lines: list[dict]) -> dict:
 def _diversity(samples: Sequence[Sample], features: list[np.ndarray], distance: object) -> float | None:
     of_prompt = defaultdict(list)
     for sample, feature in zip(samples, features, strict=True):
-        of_prompt[sample.record["id"]].append(feature)
+        of_prompt[sample.record.id].append(feature)
     distances = [distance(np.stack(group)) for group in of_prompt.values()]
     return None if None in distances else float(np.mean(distances))

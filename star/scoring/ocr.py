@@ -15,32 +15,31 @@ from rapidfuzz.distance import Levenshtein
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
+from star.prompts.record import Prompt
 from star.scoring import engines
 
 GOLDEN = "STAR"
 
 
-def target_of(record: dict) -> str:
+def target_of(record: Prompt) -> str:
     """The text that the picture of a prompt record should show: its metadata's `text`, else the quoted part of the prompt.
 
     Raises InputError, naming the prompt, when there is none.
     """
     text = _target(record)
     if not _plain(text):
-        raise InputError(
-            f'prompt {record["prompt"]!r}: no quoted target; the ocr task needs one, as in: a sign that says "HAT"'
-        )
+        raise InputError(f'prompt {record.text!r}: no quoted target; the ocr task needs one, as in: a sign that says "HAT"')
     return text
 
 
-def has_target(record: dict) -> bool:
+def has_target(record: Prompt) -> bool:
     """Whether a prompt record says what the picture should read."""
     return bool(_plain(_target(record)))
 
 
-def _target(record: dict) -> str:
-    quoted = re.search(r'"([^"]+)"', record["prompt"])
-    return record["metadata"].get("text") or (quoted.group(1) if quoted else "")
+def _target(record: Prompt) -> str:
+    quoted = re.search(r'"([^"]+)"', record.text)
+    return record.metadata.get("text") or (quoted.group(1) if quoted else "")
 
 
 def _plain(text: str) -> str:
@@ -83,12 +82,12 @@ class OcrScorer:
         if similarity(read, GOLDEN) < 1:
             raise ScorerFailed(f"the engine {self.fingerprint} reads {read!r} in a golden picture of {GOLDEN!r}")
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a prompt has no quoted target."""
         for record in records:
             target_of(record)
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
         """Read uint8 [H, W, 3] pictures: score, reward, `read` (what was read) and `target`. An engine failure raises."""
         targets = [target_of(record) for record in records]
         read = self._engine.read(images)

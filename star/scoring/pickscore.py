@@ -18,6 +18,7 @@ from star.config import Scorers
 from star.errors import InputError, ScorerFailed
 from star.hub.check import is_repository
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
+from star.prompts.record import Prompt
 from star.scoring import golden
 
 REWARD_DIVISOR = 26.0
@@ -66,13 +67,13 @@ class PickScorer:
                     f"{k.worse!r} does not and scores {low['score']:.2f} ({self.fingerprint})"
                 )
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a prompt is empty."""
         for record in records:
-            if not record["prompt"].strip():
-                raise InputError(f"prompt {record.get('id', '')!r}: empty; pickscore needs words to compare the picture with")
+            if not record.text.strip():
+                raise InputError(f"prompt {record.id!r}: empty; pickscore needs words to compare the picture with")
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> list[dict]:
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
         """Score uint8 [H, W, 3] pictures: raw score, and reward = raw / 26."""
         return self.compare(self.embed(images), records)
 
@@ -81,12 +82,12 @@ class PickScorer:
         batches = [self._pictures(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
         return torch.cat([torch.empty(0, self._model.config.projection_dim, device=self._device), *batches])
 
-    def compare(self, images_BD: torch.Tensor, records: Sequence[dict]) -> list[dict]:
+    def compare(self, images_BD: torch.Tensor, records: Sequence[Prompt]) -> list[dict]:
         """Score pictures by their features from `embed`, row by row."""
         self.check(records)
         if not len(records):
             return []
-        prompts = [record["prompt"] for record in records]
+        prompts = [record.text for record in records]
         unique = {prompt: row for row, prompt in enumerate(sorted(set(prompts)))}
         words = list(unique)
         texts_UD = torch.cat([self._texts(words[i : i + _BATCH]) for i in range(0, len(words), _BATCH)])

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from star.errors import InputError
+from star.prompts.record import Prompt
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _OURS = ("id", "task", "core", "file")  # keys of a metadata line that are the project's, not GenEval's
@@ -32,7 +33,7 @@ class Sample(NamedTuple):
     path: Path
     name: str
     number: int
-    record: dict  # id, tag, prompt, metadata
+    record: Prompt
 
 
 def find(images: Path, task: str, prompts: Path | None = None) -> list[Sample]:
@@ -82,14 +83,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not a readable picture ({error}); make it again") from None
 
 
-def _record(line: dict, name: str, task: str) -> dict:
+def _record(line: dict, name: str, task: str) -> Prompt:
     described = line.get("metadata", line)
-    return {
-        "id": line.get("id", name),
-        "tag": line.get("tag", task),
-        "prompt": line["prompt"],
-        "metadata": {key: value for key, value in described.items() if key not in _OURS},
-    }
+    metadata = {key: value for key, value in described.items() if key not in _OURS}
+    return Prompt(line.get("id", name), task, line.get("tag", task), line["prompt"], metadata=metadata)
 
 
 def _metadata(folder: Path) -> dict:
@@ -108,7 +105,7 @@ def _metadata(folder: Path) -> dict:
     return metadata
 
 
-def _samples(images: Path, folder: Path, record: dict) -> Iterator[Sample]:
+def _samples(images: Path, folder: Path, record: Prompt) -> Iterator[Sample]:
     found = sorted((folder / "samples").glob("*.png"))
     if not found:
         raise InputError(f"{folder / 'samples'}: no pictures (0000.png, ...); sample them again")
@@ -175,5 +172,5 @@ def _flat(images: Path, task: str, prompts: Path, lines: list[dict]) -> Iterator
     seen: Counter = Counter()
     for path, line in pairs:
         record = _record(line, f"{task}-{first[line['prompt']]:05d}", task)
-        yield Sample(path, path.relative_to(images).as_posix(), seen[record["id"]], record)
-        seen[record["id"]] += 1
+        yield Sample(path, path.relative_to(images).as_posix(), seen[record.id], record)
+        seen[record.id] += 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from star.config import Scorers
 from star.errors import ScorerFailed
+from star.prompts.record import Prompt
 from star.scoring.scorer import Scorer, make_scorer
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _scorer(task: str, scorers: str) -> Scorer:
     return make_scorer(task, Scorers.model_validate_json(scorers))
 
 
-def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", records: Sequence[dict]) -> tuple:
+def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", records: Sequence[Prompt]) -> tuple:
     """(weighted rewards float64 [B], the rewards of every scorer by task)."""
     import numpy as np
 
@@ -52,7 +53,7 @@ def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", record
     return sum(weight * each[task] for task, weight in weights.items()), each
 
 
-def _check(weights: dict[str, float], scorers: str, records: Sequence[dict]) -> None:
+def _check(weights: dict[str, float], scorers: str, records: Sequence[Prompt]) -> None:
     for task in weights:
         _scorer(task, scorers).check(records)
 
@@ -77,13 +78,13 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Wait until the scorers are built, and raise InputError when one of them cannot score one of the records."""
         result: Future = Future()
         self._send(result, _check, records)
         result.result()
 
-    def submit(self, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> Future:
+    def submit(self, images: "Sequence[np.ndarray]", records: Sequence[Prompt]) -> Future:
         """Score uint8 pictures [B] of [H, W, 3] and their prompt records.
 
         The future's result is (rewards float64 [B], {scorer: rewards float64 [B]}). It raises what the scorer raised

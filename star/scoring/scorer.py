@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from star import torchvision_schemas
 from star.errors import InputError
+from star.prompts.record import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +25,17 @@ class Scorer(Protocol):
 
     fingerprint: str  # backend, model, weights hash, library version, settings
 
-    def check(self, records: Sequence[dict]) -> None:
+    def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError, naming the prompt, when a record cannot be scored by this scorer."""
 
-    def __call__(self, images: "Sequence[np.ndarray]", records: Sequence[dict]) -> list[dict]:
+    def __call__(self, images: "Sequence[np.ndarray]", records: Sequence[Prompt]) -> list[dict]:
         """Score uint8 [H, W, 3] pictures of prompt records: dicts with `score` (reported), `reward` (trained on) and more."""
 
 
-def can_score(task: str, record: dict) -> bool:
+def can_score(task: str, record: Prompt) -> bool:
     """Whether a prompt record has what the scorer of `task` needs: objects for geneval, a quoted target for ocr."""
     if task == "geneval":
-        return bool(record["metadata"].get("include"))
+        return bool(record.metadata.get("include"))
     if task == "ocr":
         from star.scoring.ocr import has_target
 

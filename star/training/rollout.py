@@ -16,6 +16,7 @@ from star.errors import Diverged
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import generator, noise
 from star.models.sd3 import Encoded, Generator, Trajectory
+from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.processes import Processes
 from star.worlds.miniature.regions import token_shares
@@ -78,7 +79,7 @@ def sample_epoch(
     policy: Generator,
     rollout: Rollout,
     schedule: Schedule,
-    records: list[dict],
+    records: list[Prompt],
     ids: list[int],
     prompts: Encoded,
     empty: Encoded | None,
@@ -125,7 +126,7 @@ def sample_epoch(
     reward_B, *each_NB = np.ascontiguousarray(processes.in_order(torch.from_numpy(columns_RN), row_R).numpy().T)
     if not np.isfinite(reward_B).all():
         b = int(np.flatnonzero(~np.isfinite(reward_B))[0])
-        prompt = records[prompt_B[b]]["prompt"]
+        prompt = records[prompt_B[b]].text
         raise Diverged(f"reward is {reward_B[b]} (epoch {epoch}, prompt {prompt!r}); weights are untouched")
     return Rollouts(
         torch.cat([p.latents_BSCHW for p in parts]),
@@ -141,11 +142,11 @@ def sample_epoch(
     )
 
 
-def _require_finite_latents(latents_BSCHW: torch.Tensor, records: list[dict], epoch: int) -> None:
+def _require_finite_latents(latents_BSCHW: torch.Tensor, records: list[Prompt], epoch: int) -> None:
     finite_BS = latents_BSCHW.isfinite().all(-1).all(-1).all(-1)
     if not finite_BS.all():
         s, b = min((s, b) for b, s in (~finite_BS).nonzero().tolist())  # the first step that went wrong
         raise Diverged(
-            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {records[b]['prompt']!r}); "
+            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {records[b].text!r}); "
             "weights are untouched"
         )

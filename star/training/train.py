@@ -19,6 +19,7 @@ from star.errors import Diverged, InputError, Preempted
 from star.flow.seeding import generator
 from star.models.sd3 import Encoded, Generator, origin
 from star.objectives.advantages import group_advantages
+from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
@@ -30,7 +31,7 @@ from star.training.update import update_policy
 from star.worlds.miniature.regions import region
 
 
-def check(settings: RunSettings, records: list[dict], processes: int = 1) -> None:
+def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> None:
     """Raise InputError where batch numbers do not divide or prompts are too few, before anything is loaded."""
     rollout = settings.rollout
     images = rollout.groups * rollout.group_size
@@ -102,7 +103,7 @@ def _keep_rows(file: Path, epochs: int) -> None:
     draft.replace(file)
 
 
-def plan(settings: RunSettings, seed: int, records: list[dict]) -> None:
+def plan(settings: RunSettings, seed: int, records: list[Prompt]) -> None:
     """Print what `train` would do and need with compute.processes, and do nothing. Raises InputError as `train` does."""
     processes = settings.compute.processes
     check(settings, records, processes)
@@ -116,7 +117,7 @@ def plan(settings: RunSettings, seed: int, records: list[dict]) -> None:
     )
 
 
-def train(settings: RunSettings, seed: int, records: list[dict], out: Path, start_over: bool = False) -> None:
+def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, start_over: bool = False) -> None:
     """Train one method on one task into `out`, resuming from its newest checkpoint; in as many processes as were launched.
 
     Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
@@ -186,7 +187,7 @@ def train(settings: RunSettings, seed: int, records: list[dict], out: Path, star
 def train_epoch(
     settings: RunSettings,
     learner: Learner,
-    records: list[dict],
+    records: list[Prompt],
     empty: Encoded | None,
     pool: RewardPool,
     processes: Processes,

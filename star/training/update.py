@@ -15,6 +15,7 @@ from star.flow.schedule import Schedule, log_prob, reference_kl, step_mean
 from star.flow.seeding import generator
 from star.models.sd3 import Encoded
 from star.objectives.flow_grpo import allocate, clipped_loss, clipped_loss_by_location
+from star.prompts.record import Prompt
 from star.training.learner import Learner
 from star.training.processes import Processes
 from star.training.rollout import Rollouts
@@ -76,7 +77,7 @@ def update_policy(
     rollouts: Rollouts,
     map_RTHW: torch.Tensor | None,
     advantage_B: np.ndarray,
-    records: list[dict],
+    records: list[Prompt],
     prompts: Encoded,
     empty: Encoded | None,
     processes: Processes,
@@ -144,7 +145,7 @@ def update_policy(
                         reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
                     kl_M = reference_kl(schedule, t, mean, reference)
                 for name, value_M in (("policy loss", loss_M), ("KL to the base", kl_M)):
-                    _require_finite(name, value_M, [records[p]["prompt"] for p in prompt_M], epoch, t)
+                    _require_finite(name, value_M, [records[p].text for p in prompt_M], epoch, t)
                 deviation = (ratio.detach() - 1).abs().max().item()
                 if expect_ratio_one and u == 0 and deviation > allowed:
                     raise RuntimeError(f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})")

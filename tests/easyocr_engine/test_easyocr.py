@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+from records import asked
 
 from star.config import Scorers
 from star.errors import InputError
@@ -52,7 +53,7 @@ def _page() -> np.ndarray:
 
 
 def _record(text: str) -> dict:
-    return {"prompt": f'a sign that says "{text}"', "metadata": {}}
+    return asked(f'a sign that says "{text}"')
 
 
 def test_rendered_words_are_read(pages: object) -> None:
@@ -63,7 +64,7 @@ def test_rendered_words_are_read(pages: object) -> None:
 def test_miniature_lettering_is_read() -> None:
     rng = np.random.default_rng(11)
     drawn = split("ocr", 96)[0][:24]
-    records = [{"prompt": caption(d), "metadata": d} for d in drawn]
+    records = [asked(caption(d), d) for d in drawn]
     scored = _scorer(ocr_size=256)([render(compose(d, rng)) for d in drawn], records)
     assert np.mean([line["score"] for line in scored]) >= 0.95
 
@@ -129,5 +130,5 @@ def test_without_network_and_weights_it_says_so_and_asks_once(tmp_path: Path, mo
 def test_pickscore_lives_beside_it(pages: object) -> None:
     folder = "resources/miniature/pickscore"
     scorer = make_scorer("pickscore", Scorers(pickscore_model=folder, pickscore_processor=folder, device="cpu"))
-    (scored,) = scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red circle"}])
+    (scored,) = scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
     assert np.isfinite(scored["score"])

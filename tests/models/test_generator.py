@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from records import asked
 
 from star.config import Allocation, Lora, Policy, Training
 from star.errors import InputError
 from star.flow.schedule import make_schedule
 from star.hub import weights
 from star.models.sd3 import Generator, origin, pick_device, weights_digest
+from star.prompts.record import Span
 from star.training.checkpoint import save
 from star.training.learner import Ema, Learner
 from star.training.processes import Processes
 
 RECORDS = [
-    {"prompt": "a photo of a red circle", "core": [{"text": "circle", "start": 17, "end": 23, "kind": "object"}]},
-    {"prompt": 'a sign that says "KAT"', "core": []},
+    asked("a photo of a red circle", core=(Span("circle", 17, 23, "object"),)),
+    asked('a sign that says "KAT"'),
 ]
 
 
@@ -38,7 +40,7 @@ def test_ode_sampling_is_that_of_diffusers(random_base: Path, guidance: float) -
     pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
-        [r["prompt"] for r in RECORDS],
+        [r.text for r in RECORDS],
         height=64,
         width=64,
         num_inference_steps=4,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from star.config import load
 from star.errors import InputError
-from star.prompts import core
-from star.prompts import record as prompts
+from star.prompts import core, make
+from star.prompts.record import KEYS, read
 from star.worlds.miniature.prompts import TRAIN_WEIGHTS
 
 CONFIG = load(Path(__file__).parents[2] / "config/miniature.yaml")
@@ -39,74 +39,74 @@ def check_spans(prompt: str, found: list[dict]) -> None:
 
 @pytest.mark.parametrize(("task", "n"), [("geneval", 104), ("ocr", 96), ("pickscore", 96)])
 def test_sets_have_their_size_and_share_no_prompt(task: str, n: int):
-    train, test = prompts.records(CONFIG, task, "train"), prompts.records(CONFIG, task, "test")
+    train, test = make.records(CONFIG, task, "train"), make.records(CONFIG, task, "test")
     assert (len(train), len(test)) == (1000, n)
-    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
-    assert len({r["prompt"] for r in test}) == n
+    assert not {r.text for r in train} & {r.text for r in test}
+    assert len({r.text for r in test}) == n
     for records in (train, test):
-        assert [r["id"] for r in records] == [f"{task}-{i:05d}" for i in range(len(records))]
-        assert {r["task"] for r in records} == {task}
-        assert all(tuple(r) == prompts.KEYS and r["metadata"]["prompt"] == r["prompt"] for r in records)
-        assert all(r["metadata"]["tag"] == r["tag"] for r in records)
+        assert [r.id for r in records] == [f"{task}-{i:05d}" for i in range(len(records))]
+        assert {r.task for r in records} == {task}
+        assert all(tuple(r.as_dict()) == KEYS and r.metadata["prompt"] == r.text for r in records)
+        assert all(r.metadata["tag"] == r.tag for r in records)
 
 
 def test_lettered_sets_share_no_word():
     train, test, validation = (
-        {r["metadata"]["text"] for r in prompts.records(CONFIG, "ocr", s)} for s in ("train", "test", "validation")
+        {r.metadata["text"] for r in make.records(CONFIG, "ocr", s)} for s in ("train", "test", "validation")
     )
     assert len(test) == 96 and not train & test and not validation & (train | test)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_settings_are_not_chosen_on_test_prompts(task: str):
-    validation = [r["prompt"] for r in prompts.records(CONFIG, task, "validation")]
+    validation = [r.text for r in make.records(CONFIG, task, "validation")]
     assert len(set(validation)) == len(validation) >= 75
-    assert not set(validation) & {r["prompt"] for r in prompts.records(CONFIG, task, "test")}
+    assert not set(validation) & {r.text for r in make.records(CONFIG, task, "test")}
     if task != "geneval":  # whose world is too small for three parts
-        assert not set(validation) & {r["prompt"] for r in prompts.records(CONFIG, task, "train")}
+        assert not set(validation) & {r.text for r in make.records(CONFIG, task, "train")}
 
 
 def test_global_prompts_match_local_ones_and_are_in_no_other_set():
-    found = prompts.records(CONFIG, "pickscore", "global")
-    of_kind = {tag: [r for r in found if r["tag"] == tag] for tag in ("local", "dark", "light", "one_color")}
+    found = make.records(CONFIG, "pickscore", "global")
+    of_kind = {tag: [r for r in found if r.tag == tag] for tag in ("local", "dark", "light", "one_color")}
     assert [len(same) for same in of_kind.values()] == [32] * 4 and len(found) == 128
     for local, dark, light in zip(of_kind["local"], of_kind["dark"], of_kind["light"], strict=True):
-        assert dark["prompt"] == f"{local['prompt']} on a dark background"
-        assert light["prompt"] == f"{local['prompt']} on a light background"
-        assert {s["text"] for s in dark["core"]} - {s["text"] for s in local["core"]} == {"dark"}
+        assert dark.text == f"{local.text} on a dark background"
+        assert light.text == f"{local.text} on a light background"
+        assert {s.text for s in dark.core} - {s.text for s in local.core} == {"dark"}
     for record in of_kind["one_color"]:
-        (item,) = record["metadata"]["include"]
-        assert item["count"] > 1 and item["color"] in record["prompt"] and "background" not in record["prompt"]
-    others = {r["prompt"] for split in ("train", "validation", "test") for r in prompts.records(CONFIG, "pickscore", split)}
-    assert not others & {r["prompt"] for r in found} and len({r["prompt"] for r in found}) == 128
+        (item,) = record.metadata["include"]
+        assert item["count"] > 1 and item["color"] in record.text and "background" not in record.text
+    others = {r.text for split in ("train", "validation", "test") for r in make.records(CONFIG, "pickscore", split)}
+    assert not others & {r.text for r in found} and len({r.text for r in found}) == 128
     with pytest.raises(InputError, match="--split global"):
-        prompts.records(CONFIG, "geneval", "global")
+        make.records(CONFIG, "geneval", "global")
 
 
 def test_geneval_training_prompts_follow_the_stated_weights():
-    train = prompts.records(CONFIG, "geneval", "train")
-    tags = Counter(r["tag"] for r in train)
+    train = make.records(CONFIG, "geneval", "train")
+    tags = Counter(r.tag for r in train)
     assert tags.keys() == TRAIN_WEIGHTS.keys()  # single_object never
     for tag, weight in TRAIN_WEIGHTS.items():
         assert abs(tags[tag] - 1000 * weight) < 4 * np.sqrt(1000 * weight * (1 - weight)), tag
 
 
 def test_geneval_training_prompts_are_no_test_prompts_with_the_objects_swapped():
-    test = {r["prompt"] for r in prompts.records(CONFIG, "geneval", "test")}
+    test = {r.text for r in make.records(CONFIG, "geneval", "test")}
     pattern = re.compile(r"a photo of (an? .+) (and|left of|right of|above|below) (an? .+)")
-    for record in prompts.records(CONFIG, "geneval", "train"):
-        if match := pattern.fullmatch(record["prompt"]):
+    for record in make.records(CONFIG, "geneval", "train"):
+        if match := pattern.fullmatch(record.text):
             assert f"a photo of {match[3]} {match[2]} {match[1]}" not in test
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str, split: str):
-    for record in prompts.records(CONFIG, task, split):
-        found = record["core"]
-        check_spans(record["prompt"], found)
+    for record in make.records(CONFIG, task, split):
+        found = record.core
+        check_spans(record.text, found)
         said = {kind: [s["text"] for s in found if s["kind"] == kind] for kind in KINDS}
-        metadata = record["metadata"]
+        metadata = record.metadata
         if task == "ocr":
             assert (said["text"], said["object"]) == ([metadata["text"]], [metadata["carrier"]])
             continue
@@ -120,7 +120,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
             if "position" in item:
                 assert item["position"][0].split()[0] == said["relation"][0].split()[0]
         if task == "geneval":
-            rest = record["prompt"]
+            rest = record.text
             for span in reversed(found):
                 rest = rest[: span["start"]] + rest[span["end"] :]
             assert set(rest.split()) <= {"a", "photo", "of", "and"}
@@ -129,25 +129,25 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
 
 def test_written_files_are_seeded_and_read_back(tmp_path: Path):
     first, second = tmp_path / "new/a.jsonl", tmp_path / "b.jsonl"
-    assert prompts.write(CONFIG, "ocr", "train", first) == prompts.write(CONFIG, "ocr", "train", second) == 1000
+    assert make.write(CONFIG, "ocr", "train", first) == make.write(CONFIG, "ocr", "train", second) == 1000
     assert first.read_bytes() == second.read_bytes()
-    assert [json.loads(line) for line in first.read_text().splitlines()] == prompts.read(first)
+    assert [json.loads(line) for line in first.read_text().splitlines()] == read(first)
     assert [f.name for f in first.parent.iterdir()] == ["a.jsonl"]
 
 
 def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="choose one of train, validation, test"):
-        prompts.records(CONFIG, "ocr", "dev")
+        make.records(CONFIG, "ocr", "dev")
     few = CONFIG.model_copy(update={"tasks": {"ocr": CONFIG.tasks["ocr"]}})
     with pytest.raises(InputError, match="no `geneval` in the configuration; it has ocr"):
-        prompts.records(few, "geneval", "test")
+        make.records(few, "geneval", "test")
     file = tmp_path / "p.jsonl"
     with pytest.raises(InputError, match="no such prompt file"):
-        prompts.read(file)
+        read(file)
     for text, says in (("", "no prompts in it"), ("{", ":1: not a JSON object"), ("3", "no key `id`"), ('{"id": 1}', "`task`")):
         file.write_text(text)
         with pytest.raises(InputError, match=says):
-            prompts.read(file)
+            read(file)
 
 
 # -- core spans of other texts -------------------------------------------------------------------------------------------

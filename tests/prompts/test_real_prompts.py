@@ -15,8 +15,8 @@ import pytest
 from star import cli
 from star.config import load
 from star.errors import InputError
-from star.prompts import core
-from star.prompts import record as prompts
+from star.prompts import core, make
+from star.prompts.record import KEYS, read
 from star.worlds.coco import geneval, ocr, pickscore, published
 
 ROOT = Path(__file__).parents[2]
@@ -27,18 +27,18 @@ GENERATED_SHA256 = "b9d7fc157a1cb72dda728bd46ef273aa78fdc4f8c2ecad698382f5f550c8
 
 
 def records(task: str, split: str, *settings: str) -> list[dict]:
-    return prompts.records(load(SD35, list(settings)), task, split)
+    return make.records(load(SD35, list(settings)), task, split)
 
 
 def check(found: list[dict], task: str) -> None:
     """The contract of prompt records, whatever wrote them."""
-    assert [r["id"] for r in found] == [f"{task}-{i:05d}" for i in range(len(found))]
+    assert [r.id for r in found] == [f"{task}-{i:05d}" for i in range(len(found))]
     for r in found:
-        assert tuple(r) == prompts.KEYS and r["task"] == task
-        assert (r["metadata"]["prompt"], r["metadata"]["tag"]) == (r["prompt"], r["tag"])
+        assert tuple(r.as_dict()) == KEYS and r.task == task
+        assert (r.metadata["prompt"], r.metadata["tag"]) == (r.text, r.tag)
         end = 0
-        for span in r["core"]:
-            assert span["start"] >= end and r["prompt"][span["start"] : span["end"]] == span["text"] != ""
+        for span in r.core:
+            assert span["start"] >= end and r.text[span["start"] : span["end"]] == span["text"] != ""
             end = span["end"]
 
 
@@ -51,11 +51,11 @@ def geneval_splits() -> dict[str, list[dict]]:
 
 
 def test_the_suite_is_the_official_file_byte_for_byte(geneval_splits: dict):
-    text = geneval.official([r["metadata"] for r in geneval_splits["test"]])
+    text = geneval.official([r.metadata for r in geneval_splits["test"]])
     official = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
     assert hashlib.sha256(text.encode()).hexdigest() == official
     tags = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
-    assert Counter(r["tag"] for r in geneval_splits["test"]) == tags
+    assert Counter(r.tag for r in geneval_splits["test"]) == tags
 
 
 def test_the_classes_are_the_official_list():
@@ -68,18 +68,18 @@ def test_geneval_records_keep_the_contract_and_everything_but_the_template_is_co
     for split, found in geneval_splits.items():
         check(found, "geneval")
         for r in found[:3000] if split == "train" else found:
-            rest = r["prompt"]
-            for span in reversed(r["core"]):
+            rest = r.text
+            for span in reversed(r.core):
                 rest = rest[: span["start"]] + rest[span["end"] :]
-            assert set(rest.split()) <= {"a", "an", "photo", "of", "and"}, r["prompt"]
-            kinds = Counter(span["kind"] for span in r["core"])
-            include = r["metadata"]["include"]
+            assert set(rest.split()) <= {"a", "an", "photo", "of", "and"}, r.text
+            kinds = Counter(span["kind"] for span in r.core)
+            include = r.metadata["include"]
             assert kinds["object"] == len(include) and kinds["attribute"] == sum("color" in i for i in include)
-            assert kinds["relation"] == (r["tag"] == "position") and kinds["count"] == (r["tag"] == "counting")
+            assert kinds["relation"] == (r.tag == "position") and kinds["count"] == (r.tag == "counting")
 
 
 def test_the_training_set_has_its_size_and_weights(geneval_splits: dict):
-    tags = Counter(r["tag"] for r in geneval_splits["train"])
+    tags = Counter(r.tag for r in geneval_splits["train"])
     assert tags.total() == 50_000
     weights = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
     assert tags.keys() == weights.keys()
@@ -95,7 +95,7 @@ def swapped(prompt: str) -> str:
 
 
 def test_no_test_prompt_is_trained_on_also_not_swapped(geneval_splits: dict):
-    said = {split: {r["prompt"] for r in found} for split, found in geneval_splits.items()}
+    said = {split: {r.text for r in found} for split, found in geneval_splits.items()}
     for held_out, others in (("test", ("train", "validation")), ("validation", ("train",))):
         barred = said[held_out] | {swapped(prompt) for prompt in said[held_out]}
         assert len(barred) > len(said[held_out])
@@ -105,7 +105,7 @@ def test_no_test_prompt_is_trained_on_also_not_swapped(geneval_splits: dict):
 
 
 def test_the_training_set_is_seeded(geneval_splits: dict):
-    text = geneval.official([r["metadata"] for r in geneval_splits["train"][:1000]])
+    text = geneval.official([r.metadata for r in geneval_splits["train"][:1000]])
     assert hashlib.sha256(text.encode()).hexdigest() == TRAIN_SHA256
 
 
@@ -189,7 +189,7 @@ def test_a_file_is_fetched_once_and_cached(server: list[str], files: dict[str, b
     assert cached.read_bytes() == files["dataset/ocr/test.txt"] and [f.name for f in cached.parent.iterdir()] == ["test.txt"]
     assert "fetched http://127.0.0.1" in capsys.readouterr().out
     assert records("ocr", "test") == first and server == ["/repository/commit/dataset/ocr/test.txt"]
-    assert [r["prompt"] for r in first] == OCR[600:]
+    assert [r.text for r in first] == OCR[600:]
     check(first, "ocr")
 
 
@@ -217,7 +217,7 @@ def server_address() -> str:
 
 def test_a_mirror_serves_without_network_and_is_not_copied(files: dict[str, bytes], tmp_path: Path):
     mirror = put(tmp_path / "mirror", files)
-    assert [r["prompt"] for r in records("ocr", "test", f"prompts.mirror={mirror}")] == OCR[600:]
+    assert [r.text for r in records("ocr", "test", f"prompts.mirror={mirror}")] == OCR[600:]
     assert list(Path.cwd().iterdir()) == []
     (mirror / "dataset/ocr/test.txt").unlink()
     with pytest.raises(InputError, match=r"^prompts\.mirror: no file .*/mirror/dataset/ocr/test\.txt"):
@@ -243,11 +243,11 @@ def test_a_missing_page_says_so(server: list[str], files: dict[str, bytes]):
 
 @pytest.mark.parametrize(("task", "captions"), [("ocr", OCR), ("pickscore", PREFERENCE)])
 def test_validation_is_carved_from_the_train_file(server: list[str], task: str, captions: list[str]):
-    train, validation, test = ([r["prompt"] for r in records(task, s)] for s in ("train", "validation", "test"))
+    train, validation, test = ([r.text for r in records(task, s)] for s in ("train", "validation", "test"))
     assert sorted(train + validation) == sorted(captions[:600]) and len(validation) == published.VALIDATION_PROMPTS
     order = {caption: i for i, caption in enumerate(captions)}
     assert [order[p] for p in train] == sorted(order[p] for p in train) and not set(test) & {*train, *validation}
-    assert validation == [r["prompt"] for r in records(task, "validation")]
+    assert validation == [r.text for r in records(task, "validation")]
 
 
 def test_a_repeated_caption_is_not_in_two_splits(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -255,7 +255,7 @@ def test_a_repeated_caption_is_not_in_two_splits(files: dict[str, bytes], tmp_pa
     doubled = "\n".join([*OCR[:300], *OCR[:300]]).encode()
     monkeypatch.setitem(published.BLOBS, name, git_hash(doubled))
     mirror = put(tmp_path / "mirror", {name: doubled})
-    train, validation = ({r["prompt"] for r in records("ocr", s, f"prompts.mirror={mirror}")} for s in ("train", "validation"))
+    train, validation = ({r.text for r in records("ocr", s, f"prompts.mirror={mirror}")} for s in ("train", "validation"))
     assert not train & validation and train | validation == set(OCR[:300])
 
 
@@ -272,10 +272,10 @@ def test_captions_without_a_target_are_left_out_and_counted(
 
 def test_written_records_are_read_back_whatever_the_captions_hold(server: list[str], tmp_path: Path):
     config = load(SD35)
-    number = prompts.write(config, "pickscore", "test", tmp_path / "p.jsonl")
-    found = prompts.read(tmp_path / "p.jsonl")
+    number = make.write(config, "pickscore", "test", tmp_path / "p.jsonl")
+    found = read(tmp_path / "p.jsonl")
     assert found == records("pickscore", "test") and len(found) == number
-    assert "two \u2028 lines \x85 of one" in {r["prompt"] for r in found}
+    assert "two \u2028 lines \x85 of one" in {r.text for r in found}
     check(found, "pickscore")
 
 
@@ -301,9 +301,9 @@ def test_written_records_are_read_back_whatever_the_captions_hold(server: list[s
 def test_the_carrier_of_a_target(caption: str, carrier: str | None, target: str):
     record = ocr._record(0, caption)
     check([record], "ocr")
-    assert record["metadata"].get("carrier") == carrier and record["metadata"]["text"] == target
-    assert [s["text"] for s in record["core"] if s["kind"] == "object"] == ([carrier] if carrier else [])
-    assert next(s["text"] for s in record["core"] if s["kind"] == "text") == target
+    assert record.metadata.get("carrier") == carrier and record.metadata["text"] == target
+    assert [s["text"] for s in record.core if s["kind"] == "object"] == ([carrier] if carrier else [])
+    assert next(s["text"] for s in record.core if s["kind"] == "text") == target
 
 
 @pytest.fixture(scope="module")
@@ -316,26 +316,26 @@ def test_generated_captions_have_one_target_on_a_known_carrier(generated: dict):
     for found in generated.values():
         check(found, "ocr")
         for r in found[:2000]:
-            assert shape.fullmatch(r["prompt"]), r["prompt"]
-            noun, target = r["metadata"]["carrier"], r["metadata"]["text"]
-            assert f" {noun} " in r["prompt"].split('"')[0] and r["prompt"].split('"')[1] == target
-            assert [s["text"] for s in r["core"]] == [noun, target]
+            assert shape.fullmatch(r.text), r.text
+            noun, target = r.metadata["carrier"], r.metadata["text"]
+            assert f" {noun} " in r.text.split('"')[0] and r.text.split('"')[1] == target
+            assert [s["text"] for s in r.core] == [noun, target]
             assert any(scene.endswith(noun) for _, scene in ocr._SCENES)
 
 
 def test_generated_targets_are_no_test_targets(generated: dict):
-    targets = {split: [r["metadata"]["text"].lower() for r in found] for split, found in generated.items()}
+    targets = {split: [r.metadata["text"].lower() for r in found] for split, found in generated.items()}
     assert {split: len(found) for split, found in targets.items()} == {"train": 19_653, "validation": 256, "test": 1018}
     for split in ("validation", "test"):
         assert len(set(targets[split])) == len(targets[split]) and not set(targets[split]) & set(targets["train"])
     assert not set(targets["validation"]) & set(targets["test"])
     words = Counter(len(t.split()) for t in targets["train"])
     assert words.keys() == {1, 2, 3, 4} and max(map(len, targets["train"])) <= 40
-    assert len({r["prompt"] for r in generated["train"]}) > 19_600
+    assert len({r.text for r in generated["train"]}) > 19_600
 
 
 def test_generated_captions_are_seeded(generated: dict):
-    text = "\n".join(r["prompt"] for r in generated["test"])
+    text = "\n".join(r.text for r in generated["test"])
     assert hashlib.sha256(text.encode()).hexdigest() == GENERATED_SHA256
 
 
@@ -385,10 +385,10 @@ def test_the_filter_is_on_counted_and_can_be_turned_off(server: list[str], capsy
     out = capsys.readouterr().out
     assert out.count("dropped by prompts.filter_unsafe") == 1
     assert "pickscore test: 1 of 102 captions dropped by prompts.filter_unsafe" in out
-    assert [r["prompt"] for r in whole] == PREFERENCE[600:]
-    assert [r["prompt"] for r in filtered] == [p for p in PREFERENCE[600:] if p != "a naked man"]
+    assert [r.text for r in whole] == PREFERENCE[600:]
+    assert [r.text for r in filtered] == [p for p in PREFERENCE[600:] if p != "a naked man"]
     check(filtered, "pickscore")
-    assert filtered[0]["core"] == core.content_words(filtered[0]["prompt"]) != []
+    assert filtered[0].core == core.content_words(filtered[0].text) != ()
 
 
 # -- the configuration ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from star.errors import InputError
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
 from star.models.sd3 import Generator
-from star.prompts import record as prompts
+from star.prompts import make
 from star.prompts.record import read
 from star.sampling import gallery, sample
 from star.sampling.gallery import draw
@@ -36,7 +36,7 @@ def config(random_base: Path) -> configuration.Config:
 @pytest.fixture
 def records(tmp_path: Path, config: configuration.Config) -> Path:
     everything = tmp_path / "all.jsonl"
-    prompts.write(config, "geneval", "test", everything)
+    make.write(config, "geneval", "test", everything)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:3]))
     return few
@@ -49,16 +49,16 @@ def _pictures(out: Path) -> dict[str, np.ndarray]:
 def test_layout_metadata_and_png_texts(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert sample(config.policy, config.evaluation, config.compute, records, out, None, 2, seed=7) == 6
-    wanted = prompts.read(records)
+    wanted = read(records)
     assert list(_pictures(out)) == [f"{n:05d}/samples/{k:04d}.png" for n in range(3) for k in range(2)]
     for n, record in enumerate(wanted):
         (line,) = (out / f"{n:05d}/metadata.jsonl").read_text().splitlines()
         metadata = json.loads(line)
         assert {k: metadata[k] for k in ("tag", "include", "prompt")} == {
-            k: record["metadata"].get(k, record["prompt"]) for k in ("tag", "include", "prompt")
+            k: record.metadata.get(k, record.text) for k in ("tag", "include", "prompt")
         }
     texts = Image.open(out / "00001/samples/0001.png").text
-    assert texts == {"seed": "7/1", "prompt_id": wanted[1]["id"], "checkpoint": "base"}
+    assert texts == {"seed": "7/1", "prompt_id": wanted[1].id, "checkpoint": "base"}
     assert (out / "prompts.jsonl").read_bytes() == records.read_bytes()
 
 
@@ -112,10 +112,10 @@ def test_maps_are_measured_for_every_prompt(config: configuration.Config, record
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "map_statistics.csv"), table, check_dtype=False)
     policy, lines = Generator(settings.policy, settings.allocation), read(records)
     schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
-    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r["id"], 0) for r in lines])
+    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r.id, 0) for r in lines])
     raw = policy.sample(starts, policy.encode(lines), None, schedule, record=True).raw_BTOhw
     weights = allocation_map(settings.allocation, raw, None, range(settings.rollout.steps))[1, 3].flatten().double().numpy()
-    row = table[(table["prompt_id"] == lines[1]["id"]) & (table["step"] == 3)].iloc[0]
+    row = table[(table["prompt_id"] == lines[1].id) & (table["step"] == 3)].iloc[0]
     assert row["entropy"] == pytest.approx(stats.entropy(weights) / np.log(len(weights)), rel=1e-4)
     assert row["effective_area"] == pytest.approx(weights.sum() ** 2 / len(weights) / (weights**2).sum(), rel=1e-3)
 
@@ -130,7 +130,7 @@ def test_localisation_is_measured_for_every_block_and_step(config: configuration
     policy = Generator(settings.policy, settings.allocation.model_copy(update={"blocks": [2]}))
     lines = read(records)
     schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
-    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r["id"], 0) for r in lines])
+    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r.id, 0) for r in lines])
     trajectory = policy.sample(starts, policy.encode(lines), None, schedule, record=True)
     gains = []
     for picture, raw in zip(

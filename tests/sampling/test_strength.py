@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from records import asked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trainings import SMALL
@@ -17,7 +18,8 @@ from star.errors import InputError
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
 from star.models.sd3 import ADAPTER_FILE, Generator
-from star.prompts import record as prompts
+from star.prompts import make
+from star.prompts.record import read
 from star.scoring import pictures
 from star.training import checkpoint
 from star.training import train as trainer
@@ -25,7 +27,7 @@ from star.training.learner import Learner
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a photo of a red circle", 'a sign that says "KAT"']
-RECORDS = [{"id": str(i), "prompt": prompt, "core": []} for i, prompt in enumerate(PROMPTS)]
+RECORDS = [asked(prompt, id=str(i)) for i, prompt in enumerate(PROMPTS)]
 LORA = {"rank": 4, "alpha": 8}
 
 
@@ -98,7 +100,7 @@ def test_every_tool_loads_an_adapter_at_its_full_strength(random_base: Path, tmp
     resaved = tmp_path / "resaved"
     resaved.mkdir()
     save_file(weights, resaved / ADAPTER_FILE)
-    starts = torch.stack([noise(learner.policy.latent_shape(), "test", 0, r["id"], 0) for r in RECORDS])
+    starts = torch.stack([noise(learner.policy.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
 
     def picture(load: object) -> np.ndarray:
         pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
@@ -140,7 +142,7 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
     monkeypatch.chdir(ROOT)
     settings = configuration.run_settings(config, "pickscore", "star")
     everything = tmp_path / "all.jsonl"
-    prompts.write(config, "pickscore", "test", everything)
+    make.write(config, "pickscore", "test", everything)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:4]))
     inside: list[np.ndarray] = []
@@ -149,12 +151,12 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
     def save_and_draw(folder: Path, learner: Learner, *more: object) -> None:
         save(folder, learner, *more)
         learner.ema.swap()
-        policy, records = learner.policy, prompts.read(few)
+        policy, records = learner.policy, read(few)
         sigmas = FlowMatchEulerDiscreteScheduler.from_config(policy.pipe.scheduler.config)
         sigmas.set_timesteps(config.evaluation.steps)
         text, empty = policy.encode(records), policy.empty_prompt()
         for rows in (torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2, 3, 3])):  # star sample's batches
-            names = [("test", 0, records[n]["id"], k) for n, k in zip(rows.tolist(), (0, 1, 0, 1), strict=True)]
+            names = [("test", 0, records[n].id, k) for n, k in zip(rows.tolist(), (0, 1, 0, 1), strict=True)]
             x = torch.stack([noise(policy.latent_shape(), *name) for name in names])
             with torch.no_grad():
                 for sigma, following in zip(sigmas.sigmas[:-1], sigmas.sigmas[1:], strict=True):  # Euler, written out
@@ -163,7 +165,7 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
         learner.ema.swap()
 
     monkeypatch.setattr(checkpoint, "save", save_and_draw)
-    trainer.train(settings, 0, prompts.records(config, "pickscore", "train"), tmp_path / "run")
+    trainer.train(settings, 0, make.records(config, "pickscore", "train"), tmp_path / "run")
     drawn = {}
     for name, adapter in (("base", []), ("trained", ["--adapter", str(tmp_path / "run/checkpoints/step2/adapter")])):
         command = [
@@ -187,7 +189,7 @@ def test_the_base_s_own_shift_is_used_in_training_and_testing(random_base: Path)
     pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
     generator.pipe.scheduler = pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe.set_progress_bar_config(disable=True)
-    starts = torch.stack([noise(generator.latent_shape(), "test", 0, r["id"], 0) for r in RECORDS])
+    starts = torch.stack([noise(generator.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
     schedule = make_schedule(generator.pipe.scheduler, 4, 0.0)
     assert torch.equal(make_schedule(generator.pipe.scheduler, 4, 0.7).sigma, schedule.sigma)
     ours = generator.sample(starts[:, None], generator.encode(RECORDS), None, schedule).latents_BSCHW[:, -1]

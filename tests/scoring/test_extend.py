@@ -11,7 +11,7 @@ from trainings import SMALL, metrics
 from star import cli
 from star.config import Scorers, load
 from star.errors import InputError
-from star.prompts import record as prompts
+from star.prompts import make
 from star.scoring.custom import source
 from star.scoring.scorer import make_scorer
 
@@ -100,10 +100,10 @@ def test_a_reward_without_a_function_is_refused_before_work(mine: Path, random_b
 
 def test_prompts_get_what_they_lack(mine: Path, random_base: Path):
     config = load(_config(mine, random_base, {"pickscore": 1.0}))
-    first, *_, last = prompts.records(config, "pickscore", "train")
-    assert [record["text"] for record in first["core"]] == ["red", "circle", "above", "blue", "square"]
-    assert last["id"] == "pickscore-00002" and last["metadata"]["prompt"] == "two blue triangles"
-    assert len(prompts.records(config, "pickscore", "validation")) > 3  # not named: the world's own
+    first, *_, last = make.records(config, "pickscore", "train")
+    assert [record["text"] for record in first.core] == ["red", "circle", "above", "blue", "square"]
+    assert last.id == "pickscore-00002" and last.metadata["prompt"] == "two blue triangles"
+    assert len(make.records(config, "pickscore", "validation")) > 3  # not named: the world's own
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_prompts_that_do_not_fit_are_named(tmp_path: Path, task: str, line: str,
     files = f"prompts.files={{{task}: {{test: {tmp_path}/mine.jsonl}}}}"
     config = load("config/miniature.yaml", [files])
     with pytest.raises(InputError, match=words):
-        prompts.records(config, task, "test")
+        make.records(config, task, "test")

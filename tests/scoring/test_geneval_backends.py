@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import asked
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -416,7 +417,7 @@ def test_a_class_that_the_detector_cannot_find_is_an_error(golden: Path, detecto
     item = {"class": "unicorn", "count": 1}
     for metadata in ({"include": [item]}, {"include": [{"class": "dog", "count": 1}], "exclude": [item]}):
         with pytest.raises(InputError, match=r"a photo of it.*no class 'unicorn'"):
-            scorer.check([{"prompt": "a photo of it", "metadata": {"tag": "two_object", **metadata}}])
+            scorer.check([asked("a photo of it", {"tag": "two_object", **metadata})])
 
 
 def test_mmdet_results_are_translated_and_only_its_known_weights_opened(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from records import asked
 
 from star.config import Scorers
 from star.errors import InputError
@@ -171,6 +172,6 @@ def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
 def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
     scorer = make_scorer("geneval", Scorers(detector="miniature"))
     with pytest.raises(InputError, match=r"a red thing.*include"):
-        scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red thing", "metadata": {"tag": "colors"}}])
+        scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red thing", {"tag": "colors"})])
     with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
         make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hub_server import Hub
 from PIL import Image, ImageDraw, ImageFont
+from records import asked
 
 from star.config import Scorers, load
 from star.errors import InputError
@@ -47,18 +48,18 @@ def test_rule(read: str, target: str, expected: float) -> None:
 
 
 def test_target() -> None:
-    assert target_of({"prompt": "a sign", "metadata": {"text": "HAT"}}) == "HAT"
-    assert target_of({"prompt": 'a sign that says "New York" at dusk', "metadata": {}}) == "New York"
+    assert target_of(asked("a sign", {"text": "HAT"})) == "HAT"
+    assert target_of(asked('a sign that says "New York" at dusk')) == "New York"
     for prompt in ("a sign", 'a sign that says ""', 'a sign that says " "'):
         with pytest.raises(InputError, match=r"a sign.*quoted target"):
-            target_of({"prompt": prompt, "metadata": {}})
+            target_of(asked(prompt))
 
 
 def test_rendered_lettering_is_read(line_scorer: object) -> None:
     rng = np.random.default_rng(11)
     drawn = split("ocr", 96)[0][:510]
     assert {d["carrier"] for d in drawn} == set(CARRIERS)
-    records = [{"prompt": caption(d), "metadata": d} for d in drawn]
+    records = [asked(caption(d), d) for d in drawn]
     scores = np.array([s["score"] for s in line_scorer([render(compose(d, rng)) for d in drawn], records)])
     assert scores.mean() >= 0.95
     for carrier in CARRIERS:
@@ -82,7 +83,7 @@ def test_page_mode_reads_boxes_in_order() -> None:
     draw.text((300, 40), "Bread", font=font, fill="black")
     draw.text((40, 160), "Daily", font=font, fill="black")
     scorer = make_scorer("ocr", Scorers(ocr_engine="rapidocr", ocr_mode="page"))
-    scored = scorer([np.asarray(page)], [{"prompt": 'a shop, "Fresh Bread Daily"', "metadata": {}}])
+    scored = scorer([np.asarray(page)], [asked('a shop, "Fresh Bread Daily"')])
     assert scored[0]["read"].replace(" ", "") == "FreshBreadDaily"
     assert scored[0]["score"] == 1.0
 
@@ -125,7 +126,7 @@ def test_a_picture_reads_the_same_beside_others(mode: str, size: int | None, lea
     drawn = split("ocr", 96)[0][:4]
     pictures = [render(compose(d, rng)) for d in drawn]
     pictures[1] = pictures[1][16:48]  # wider than the others
-    records = [{"prompt": caption(d), "metadata": d} for d in drawn]
+    records = [asked(caption(d), d) for d in drawn]
     scorer = make_scorer("ocr", Scorers(ocr_engine="rapidocr", ocr_mode=mode, ocr_size=size))
     together = scorer(pictures, records)
     assert together == [scorer([p], [r])[0] for p, r in zip(pictures, records, strict=True)]
@@ -138,7 +139,7 @@ def test_an_engine_that_fails_is_an_error(line_scorer: object, monkeypatch: pyte
 
     monkeypatch.setattr(line_scorer, "_engine", line_scorer._engine._replace(read=fails))
     with pytest.raises(RuntimeError, match="out of memory"):
-        line_scorer([np.zeros((8, 8, 3), np.uint8)], [{"prompt": 'a sign that says "HAT"', "metadata": {}}])
+        line_scorer([np.zeros((8, 8, 3), np.uint8)], [asked('a sign that says "HAT"')])
 
 
 def test_fingerprint_and_missing_engine(line_scorer: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +213,13 @@ def _written(*letters: tuple[int, int, str], size: int = 32) -> np.ndarray:
 def test_easyocr_boxes_are_ordered_and_pictures_batched_by_size(easyocr: Path) -> None:
     scorer = make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
     pictures = [_written((20, 1, "B"), (1, 20, "C"), (1, 2, "A")), _written(size=48), _written((0, 0, "D"))]
-    scored = scorer(pictures, [{"prompt": 'a sign that says "ABC"', "metadata": {}}] * 3)
+    scored = scorer(pictures, [asked('a sign that says "ABC"')] * 3)
     assert [line["read"] for line in scored] == ["A B C", "", "D"]
     assert [line["score"] for line in scored] == [1.0, 0.0, 0.0]
     assert _Reader.batches == [(1, 96, 256, 3), (2, 32, 32, 3), (1, 48, 48, 3)]  # the golden picture first
     assert scorer([], []) == []
     with pytest.raises(RuntimeError, match="engine failure"):
-        scorer([np.full((8, 8, 3), 255, np.uint8)], [{"prompt": 'a "B"', "metadata": {}}])
+        scorer([np.full((8, 8, 3), 255, np.uint8)], [asked('a "B"')])
 
 
 def test_easyocr_fingerprint_holds_engine_versions_and_weights(easyocr: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from records import asked
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.config import Scorers
@@ -57,7 +58,7 @@ def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(random_folder)(**tokens, pixel_values=pixels).logits_per_image.diagonal()
-    scored = _scorer(random_folder)(images, [{"prompt": p} for p in prompts])
+    scored = _scorer(random_folder)(images, [asked(p) for p in prompts])
     assert np.allclose([s["score"] for s in scored], expected.numpy(), atol=1e-4)
     assert np.allclose([s["reward"] * 26 for s in scored], expected.numpy(), atol=1e-4)
     assert len(set(expected.tolist())) == 5
@@ -75,7 +76,7 @@ def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatc
 def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     images = list(rng.integers(0, 256, (7, 64, 64, 3)).astype(np.uint8))
-    records = [{"prompt": p} for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
+    records = [asked(p) for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
     scorer = _scorer(random_folder)
     whole = [s["score"] for s in scorer(images, records)]
     monkeypatch.setattr(pickscore, "_BATCH", 3)
@@ -88,7 +89,7 @@ def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest
 def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -> None:
     rng = np.random.default_rng(2)
     images = list(rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8))
-    records = [{"prompt": p} for p in ("a red circle", "two rings", "a cross", "a ring")]
+    records = [asked(p) for p in ("a red circle", "two rings", "a cross", "a ring")]
     exact = [s["score"] for s in _scorer(random_folder)(images, records)]
     folder = str(random_folder)
     settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
@@ -104,7 +105,7 @@ def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
     scorer = _scorer(random_folder)
     scorer._model.visual_projection.weight.data[0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="not finite"):
-        scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a red circle"}])
+        scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
 
 
 def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"scorers\.pickscore_processor"):
         _scorer(tmp_path)
     with pytest.raises(InputError, match="empty"):
-        _scorer(random_folder)([np.zeros((64, 64, 3), np.uint8)], [{"prompt": " "}])
+        _scorer(random_folder)([np.zeros((64, 64, 3), np.uint8)], [asked(" ")])
 
 
 def test_folder_loads_as_a_plain_clip_processor() -> None:
@@ -188,7 +189,7 @@ def test_embedded_model_ranks_held_out_pairs(tags: tuple) -> None:
     scorer = _scorer(EMBEDDED)
 
     def scores(images: list, prompts: list[str]) -> np.ndarray:
-        return np.array([s["score"] for s in scorer(images, [{"prompt": p} for p in prompts])])
+        return np.array([s["score"] for s in scorer(images, [asked(p) for p in prompts])])
 
     right, wrong = ([t[i] for t in texts] for i in (0, 1))
     damaged = [damage(p, DAMAGES[i % len(DAMAGES)], rng.uniform(), rng) for i, p in enumerate(pictures[:, 0])]

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from records import asked
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
@@ -24,7 +25,7 @@ SCORERS = Scorers(detector="miniature", pickscore_model=MODEL, pickscore_process
 def batch() -> tuple[np.ndarray, list[dict]]:
     rng = np.random.default_rng(8)
     drawn = list(descriptions("position"))[:6]
-    return np.stack([render(compose(d, rng)) for d in drawn]), [{"prompt": caption(d), "metadata": d} for d in drawn[::-1]]
+    return np.stack([render(compose(d, rng)) for d in drawn]), [asked(caption(d), d) for d in drawn[::-1]]
 
 
 def _kill_workers(pool: RewardPool) -> None:
@@ -69,7 +70,7 @@ def test_a_killed_worker_is_replaced_once(batch: tuple) -> None:
 def test_bad_records_reach_the_caller(workers: int, batch: tuple) -> None:
     with RewardPool({"geneval": 1.0}, SCORERS, workers) as pool:
         with pytest.raises(InputError, match="include"):
-            _wait(pool.submit(batch[0][:1], [{"prompt": "a thing", "metadata": {}}]))
+            _wait(pool.submit(batch[0][:1], [asked("a thing")]))
         assert _wait(pool.submit(*batch))[0].shape == (6,)
 
 
@@ -78,7 +79,7 @@ def test_all_prompts_are_checked_before_work(workers: int, batch: tuple) -> None
     with RewardPool({"geneval": 0.5, "pickscore": 0.5}, SCORERS, workers) as pool:
         pool.check(batch[1])
         with pytest.raises(InputError, match="'a thing': its metadata needs"):
-            pool.check([*batch[1], {"prompt": "a thing", "metadata": {}}])
+            pool.check([*batch[1], asked("a thing")])
 
 
 def test_missing_weights_reach_the_caller(batch: tuple) -> None:

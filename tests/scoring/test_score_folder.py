@@ -50,8 +50,8 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
         *("filename", "tag", "prompt", "correct", "reason", "metadata", "details"),
         *("prompt_id", "sample", "score", "reward", "scorer", "task"),
     }
-    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3]["task"]) == ("geneval-00001", 1, "geneval")
-    assert json.loads(lines[0]["metadata"]).keys() == {"tag", "include", "prompt"}
+    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3].task) == ("geneval-00001", 1, "geneval")
+    assert json.loads(lines[0].metadata).keys() == {"tag", "include", "prompt"}
     assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
@@ -168,7 +168,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def _found(flat: Path, prompts: Path) -> list[tuple]:
-    return [(s.name, s.number, s.record["id"], s.record["prompt"]) for s in pictures.find(flat, "ocr", prompts)]
+    return [(s.name, s.number, s.record.id, s.record.text) for s in pictures.find(flat, "ocr", prompts)]
 
 
 def test_flat_pictures_belong_to_prompts_in_order(flat: Path, tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_flat_pictures_are_named_by_their_lines(flat: Path, tmp_path: Path) -> N
         ("1.JPG", 1, "ocr-00000", "a cat"),
     ]
     first, _, last = (s.record for s in pictures.find(flat, "ocr", prompts))
-    assert first["tag"] == "colors" and first["metadata"] == {k: lines[0][k] for k in ("prompt", "tag", "include")}
-    assert last["tag"] == "ocr" and last["metadata"] == {"text": "CAT"}
+    assert first.tag == "colors" and first.metadata == {k: lines[0][k] for k in ("prompt", "tag", "include")}
+    assert last.tag == "ocr" and last.metadata == {"text": "CAT"}
 
 
 def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from star import config as configuration
 from star.cli import main
 from star.errors import Diverged
 from star.models.sd3 import Generator
-from star.prompts import record as prompts
+from star.prompts import make
 from star.training import learner as learning
 from star.training import rollout as rolling
 from star.training import train as trainer
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[dict]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "pickscore", "star"), prompts.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "pickscore", "star"), make.records(config, "pickscore", "train")
 
 
 def _epochs(out: Path) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from records import asked
 from snakemake.utils import update_config
 
 from star import config as configuration
@@ -16,7 +17,7 @@ from star.training import train as trainer
 from star.training.rollout import trained_steps
 
 ROOT = Path(__file__).parents[2]
-RECORDS = [{"prompt": "a photo of a red circle", "core": []}] * 6
+RECORDS = [asked("a photo of a red circle")] * 6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from records import asked
 from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
 from trainings import SMALL, TIMINGS, metrics, numbers
@@ -22,7 +23,7 @@ from star import config as configuration
 from star.errors import InputError
 from star.flow.seeding import noise
 from star.models.sd3 import Generator
-from star.prompts import record as prompts
+from star.prompts import make
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training import train as trainer
@@ -41,7 +42,7 @@ def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
     config = _config(base, *more)
     os.chdir(ROOT)
     settings = configuration.run_settings(config, "pickscore", method)
-    trainer.train(settings, 0, prompts.records(config, "pickscore", "train"), out)
+    trainer.train(settings, 0, make.records(config, "pickscore", "train"), out)
     return metrics(out)
 
 
@@ -140,8 +141,8 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
 ) -> None:
     file, listed = tmp_path / "config.yaml", tmp_path / "prompts.jsonl"
     file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
-    records = prompts.records(configuration.load(file), "ocr", "train")[:40]
-    records[-1] |= {"prompt": "a sign", "metadata": {}, "core": []}
+    records = make.records(configuration.load(file), "ocr", "train")[:40]
+    records[-1] = asked("a sign")
     listed.write_text("".join(json.dumps(record) + "\n" for record in records))
     run = ["--task", "ocr", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
     assert cli.main(["train", "--config", str(file), *run]) == 2
@@ -178,7 +179,7 @@ def test_compiled_blocks_give_the_numbers_of_the_others(
 def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_path: Path) -> None:
     """Noise and prompts are named by what they are for, so halves of a batch see the same numbers as the whole."""
     config = _config(random_base, "policy.precision=float32")
-    records = prompts.records(config, "pickscore", "train")
+    records = make.records(config, "pickscore", "train")
     found = []
     for batch in (4, 8):
         rollout = config.rollout.model_copy(update={"batch": batch})
@@ -200,7 +201,7 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
 
 def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
     config = _config(random_base)
-    records = prompts.records(config, "pickscore", "train")
+    records = make.records(config, "pickscore", "train")
     rollout = config.rollout.model_copy(update={"same_start": True})
     policy, ids = Generator(config.policy), [5, 3]
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
@@ -217,7 +218,7 @@ def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monk
     """As many images go through the model as there are different ones, and every row gets what it would get alone."""
     config = _config(random_base, "rollout.window=1", "rollout.window_range=[2, 3]", "rollout.same_start=true")
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": 8, "steps": 4})})
-    records = prompts.records(config, "pickscore", "train")
+    records = make.records(config, "pickscore", "train")
     policy, ids, rollout = Generator(config.policy, config.allocation), [5, 3], config.rollout
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
     sizes, velocity = [], policy.velocity

@@ -12,11 +12,12 @@ import sd35_medium
 import torch
 import training
 from diffusers import SD3Transformer2DModel
+from records import asked
 
 from star import config as configuration
 from star.config import RunSettings
 from star.models.sd3 import Generator
-from star.prompts import record as prompts
+from star.prompts import make
 from star.scoring.pickscore import PickScorer
 from star.training.learner import Learner
 from star.training.processes import Processes
@@ -46,7 +47,7 @@ class NoRewards:
 
 def _settings(base: Path, *more: str) -> tuple[RunSettings, list[dict]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "pickscore", "flow_grpo"), prompts.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "pickscore", "flow_grpo"), make.records(config, "pickscore", "train")
 
 
 def _disturb(parameters: list[torch.nn.Parameter], size: float, seed: int) -> None:
@@ -88,7 +89,7 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
 
     plain = flow_grpo.FlowGrpo(policy.pipe, settings.policy, rollout, training_, policy.device)
     with flow_grpo.stock_attention(policy.transformer):
-        text = plain.encode([records[i]["prompt"] for i in ids for _ in range(rollout.group_size)])
+        text = plain.encode([records[i].text for i in ids for _ in range(rollout.group_size)])
         theirs, pictures = plain.sample(*text, torch.cat(noises), trained)
     assert abs(np.stack(pictures).astype(int) - np.stack(pool.pictures)).max() <= 1
     torch.testing.assert_close(theirs.latents_BSCHW, ours.latents_RSCHW, rtol=1e-4, atol=1e-4)
@@ -204,7 +205,7 @@ def test_the_true_size_reward_passes_the_scorers_own_checks(tmp_path: Path) -> N
     config = configuration.load(ROOT / "config/sd35-medium.yaml", ["scorers.device=cpu"])
     folder = {"pickscore_model": str(tmp_path), "pickscore_processor": str(tmp_path)}
     scorer = PickScorer(config.scorers.model_copy(update=folder))
-    assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [{"prompt": "a dog"}])[0]["reward"])
+    assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a dog")])[0]["reward"])
 
 
 def test_paired_ratios_ignore_what_slows_both() -> None:

@@ -10,6 +10,7 @@ import json
 import numpy as np
 
 from star.prompts import core
+from star.prompts.record import Prompt
 
 # COCO's 80 classes in COCO's order, three of them spelled out as GenEval does.
 _NAMES = """
@@ -124,19 +125,12 @@ def train() -> list[dict]:
     return samples
 
 
-def records(split: str) -> list[dict]:
+def records(split: str) -> list[Prompt]:
     """The prompt records of a split: train, validation or test."""
     samples = {"train": train, "validation": validation, "test": suite}[split]()
     spans = {sample["prompt"]: sample["include"] for sample in samples}
     spans = {prompt: core.described(prompt, include) for prompt, include in spans.items()}
     return [
-        {
-            "id": f"geneval-{i:05d}",
-            "task": "geneval",
-            "tag": sample["tag"],
-            "prompt": sample["prompt"],
-            "core": spans[sample["prompt"]],
-            "metadata": sample,
-        }
+        Prompt(f"geneval-{i:05d}", "geneval", sample["tag"], sample["prompt"], spans[sample["prompt"]], sample)
         for i, sample in enumerate(samples)
     ]

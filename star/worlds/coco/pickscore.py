@@ -9,6 +9,7 @@ import unicodedata
 
 from star.config import Prompts
 from star.prompts import core
+from star.prompts.record import Prompt
 from star.worlds.coco import published
 
 # `*` is any ending, `-` a hyphen, a space or nothing. Left out on purpose: escort (a Ford), lynch (a director), guts (a hero).
@@ -58,7 +59,7 @@ def unsafe(prompt: str) -> bool:
     return bool(_UNSAFE.search(text) or (_PERSON.search(text) and _DRESS.search(text)))
 
 
-def records(split: str, prompts: Prompts) -> list[dict]:
+def records(split: str, prompts: Prompts) -> list[Prompt]:
     """The prompt records of a split: train, validation or test. Raises InputError when the published file cannot be had.
 
     Prints how many captions the filter dropped; core content is the content words of the caption.
@@ -70,13 +71,8 @@ def records(split: str, prompts: Prompts) -> list[dict]:
         print(f"pickscore {split}: {len(captions) - len(kept)} of {len(captions)} captions dropped by prompts.filter_unsafe")
         captions = kept
     return [
-        {
-            "id": f"pickscore-{i:05d}",
-            "task": "pickscore",
-            "tag": "free",
-            "prompt": caption,
-            "core": core.content_words(caption),
-            "metadata": {"tag": "free", "prompt": caption},
-        }
+        Prompt(
+            f"pickscore-{i:05d}", "pickscore", "free", caption, core.content_words(caption), {"tag": "free", "prompt": caption}
+        )
         for i, caption in enumerate(captions)
     ]

@@ -1,10 +1,10 @@
 """The miniature's prompt records: the vocabulary behind the `miniature` world of star.prompts.
 
-Test sets are those of star.worlds.miniature.captions. GenEval's training set is drawn from what the test set does not hold, also not
-with its two objects swapped. Flow-GRPO (arXiv 2505.05470) weighs the tags 7 : 5 : 3 : 1 : 1, hardest first, for a model that
-sees millions of images; here they weigh nearly the same, so the tags of which the base can do something count. The validation
-set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts (pickscore), and for
-geneval, whose world is too small for three parts, the training set's prompts in another draw.
+Test sets are those of star.worlds.miniature.captions. GenEval's training set is drawn from what the test set does not hold, not
+even with its two objects swapped. Flow-GRPO (arXiv 2505.05470) weighs the tags 7 : 5 : 3 : 1 : 1, hardest first, for a model
+that sees millions of images; here they weigh nearly the same, so the tags of which the base can do something count. The
+validation set is for choosing settings: as many prompts a tag as in the test set, other words (ocr), other prompts
+(pickscore), and for geneval, whose world is too small for three parts, the training set's prompts in another draw.
 
 The `global` set asks if allocation gives way where a prompt speaks of the whole picture: free captions that are in no other
 set, each content thrice (tags `local`: no ground named, `dark` and `light`: "on a dark background"), and captions whose objects
@@ -14,6 +14,7 @@ all have one colour (`one_color`).
 import numpy as np
 
 from star.prompts import core
+from star.prompts.record import Prompt, Span
 from star.worlds.miniature.captions import TEST_PROMPTS, caption, split
 
 TRAIN_PROMPTS = 1000
@@ -81,25 +82,17 @@ def _descriptions(task: str, part: str) -> list[dict]:
     return [d for d in rest[TRAIN_PROMPTS:] if d.get("text") not in trained][:held_out]
 
 
-def _core(prompt: str, d: dict) -> list[dict]:
+def _core(prompt: str, d: dict) -> tuple[Span, ...]:
     if "text" in d:
         return core.quoted(prompt, d["carrier"])
     return core.content_words(prompt) if d["tag"] == "free" else core.described(prompt, d["include"])
 
 
-def records(task: str, part: str) -> list[dict]:
+def records(task: str, part: str) -> list[Prompt]:
     """The prompt records of a task; `part` is "train", "validation", "test" or, for pickscore, "global" (others: none)."""
     found = []
     for i, d in enumerate(_descriptions(task, part)):
         prompt, tag = caption(d), d.get("kind", d["tag"])
-        found.append(
-            {
-                "id": f"{task}-{i:05d}",
-                "task": task,
-                "tag": tag,
-                "prompt": prompt,
-                "core": _core(prompt, d),
-                "metadata": {**d, "tag": tag, "prompt": prompt},
-            }
-        )
+        metadata = {**d, "tag": tag, "prompt": prompt}
+        found.append(Prompt(f"{task}-{i:05d}", task, tag, prompt, _core(prompt, d), metadata))
     return found
