@@ -14,6 +14,7 @@ from records import asked
 
 from star.config import Scorers
 from star.errors import InputError
+from star.prompts.record import Prompt
 from star.scoring.engines import reading_order
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import caption, split
@@ -52,7 +53,7 @@ def _page() -> np.ndarray:
     return np.asarray(page)
 
 
-def _record(text: str) -> dict:
+def _record(text: str) -> Prompt:
     return asked(f'a sign that says "{text}"')
 
 

@@ -16,7 +16,7 @@ from star import cli
 from star.config import load
 from star.errors import InputError
 from star.prompts import core, make
-from star.prompts.record import KEYS, read
+from star.prompts.record import KEYS, Prompt, read
 from star.worlds.coco import geneval, ocr, pickscore, published
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +26,11 @@ TRAIN_SHA256 = "95c16b6125cc8f8879a0043869eda3936b2d81a307c0d0be1a03632b253bf636
 GENERATED_SHA256 = "b9d7fc157a1cb72dda728bd46ef273aa78fdc4f8c2ecad698382f5f550c83f1e"  # ours
 
 
-def records(task: str, split: str, *settings: str) -> list[dict]:
+def records(task: str, split: str, *settings: str) -> list[Prompt]:
     return make.records(load(SD35, list(settings)), task, split)
 
 
-def check(found: list[dict], task: str) -> None:
+def check(found: list[Prompt], task: str) -> None:
     """The contract of prompt records, whatever wrote them."""
     assert [r.id for r in found] == [f"{task}-{i:05d}" for i in range(len(found))]
     for r in found:
@@ -46,7 +46,7 @@ def check(found: list[dict], task: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def geneval_splits() -> dict[str, list[dict]]:
+def geneval_splits() -> dict[str, list[Prompt]]:
     return {split: records("geneval", split) for split in ("train", "validation", "test")}
 
 
@@ -307,7 +307,7 @@ def test_the_carrier_of_a_target(caption: str, carrier: str | None, target: str)
 
 
 @pytest.fixture(scope="module")
-def generated() -> dict[str, list[dict]]:
+def generated() -> dict[str, list[Prompt]]:
     return {split: records("ocr", split, "prompts.ocr=generated") for split in ("train", "validation", "test")}
 
 

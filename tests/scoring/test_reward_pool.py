@@ -11,6 +11,7 @@ from records import asked
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
+from star.prompts.record import Prompt
 from star.scoring import pool as pool_module
 from star.scoring.pool import RewardPool
 from star.scoring.scorer import make_scorer
@@ -22,7 +23,7 @@ SCORERS = Scorers(detector="miniature", pickscore_model=MODEL, pickscore_process
 
 
 @pytest.fixture(scope="module")
-def batch() -> tuple[np.ndarray, list[dict]]:
+def batch() -> tuple[np.ndarray, list[Prompt]]:
     rng = np.random.default_rng(8)
     drawn = list(descriptions("position"))[:6]
     return np.stack([render(compose(d, rng)) for d in drawn]), [asked(caption(d), d) for d in drawn[::-1]]

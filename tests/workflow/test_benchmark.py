@@ -18,6 +18,7 @@ from star import config as configuration
 from star.config import RunSettings
 from star.models.sd3 import Generator
 from star.prompts import make
+from star.prompts.record import Prompt
 from star.scoring.pickscore import PickScorer
 from star.training.learner import Learner
 from star.training.processes import Processes
@@ -38,7 +39,7 @@ class NoRewards:
     def __init__(self) -> None:
         self.pictures: list[np.ndarray] = []
 
-    def submit(self, pictures: list[np.ndarray], records: list[dict]) -> Future:
+    def submit(self, pictures: list[np.ndarray], records: list[Prompt]) -> Future:
         self.pictures += pictures
         done: Future = Future()
         done.set_result((np.zeros(len(pictures)), {}))
@@ -58,7 +59,7 @@ def _disturb(parameters: list[torch.nn.Parameter], size: float, seed: int) -> No
 
 
 def _ours(
-    settings: RunSettings, learner: Learner, records: list[dict], ids: list[int], pool: NoRewards
+    settings: RunSettings, learner: Learner, records: list[Prompt], ids: list[int], pool: NoRewards
 ) -> tuple[Rollouts, dict, range]:
     """Rollouts of our trainer, and the arguments that its update shares with them."""
     policy, rollout = learner.policy, settings.rollout
