@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from star.analysis import results
-from star.config import Config, run_settings
+from star.config import DRAWN_BY, Config, run_settings
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
 from star.scoring.geneval import failure
@@ -101,11 +101,12 @@ def _source(config: Config, task: str, method: str) -> dict:
         "settings": settings.digest(),
         "steps": results.steps(config, task, method),
         "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
+        "drawn_by": DRAWN_BY,
     }
 
 
 def _same_source(path: Path, found: dict, wanted: dict) -> None:
-    for key in ("settings", "steps", "evaluation", "base"):
+    for key in ("settings", "steps", "evaluation", "drawn_by", "base"):
         if key in wanted and found.get(key) != wanted[key]:
             raise InputError(
                 f"{path}: of a run with other `{key}` ({found.get(key)}, here {wanted[key]}), which no table may mix; delete "

@@ -1,5 +1,6 @@
 """Where training meets testing: what is tested, or taken away, is the policy that was trained, bit for bit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ from star.flow.seeding import noise
 from star.models.sd3 import ADAPTER_FILE, Generator
 from star.prompts import make
 from star.prompts.record import read
+from star.sampling import gallery
+from star.sampling.sample import draw, sample
+from star.scoring import folder as scoring
 from star.scoring import pictures
+from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training import train as trainer
 from star.training.learner import Learner
@@ -196,6 +201,85 @@ def test_the_base_s_own_shift_is_used_in_training_and_testing(random_base: Path)
     settings = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 16}
     theirs = pipe(PROMPTS, latents=starts.clone(), output_type="latent", **settings).images
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_is_encoded_alike_alone_and_among_others(random_base: Path) -> None:
+    generator = Generator(_policy(random_base))
+    long = {"id": "2", "prompt": "a photo of a red circle left of " * 20, "core": []}
+    many = generator.encode([*RECORDS, long] * 30)  # more than are encoded at once
+    for n, record in enumerate([*RECORDS, long]):
+        alone = generator.encode([record])
+        for row in (n, 87 + n):
+            torch.testing.assert_close(many.columns_BLE[row], alone.columns_BLE[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(many.pooled_BP[row], alone.pooled_BP[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_autoencoder_s_scale_and_shift_are_those_of_diffusers(random_base: Path) -> None:
+    generator = Generator(_policy(random_base))
+    pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
+    pipe.set_progress_bar_config(disable=True)
+    for vae in (generator.pipe.vae, pipe.vae):
+        vae.register_to_config(scaling_factor=0.7, shift_factor=0.4)
+    starts = torch.stack([noise(generator.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
+    schedule = make_schedule(generator.pipe.scheduler, 4, 0.0)
+    ours = generator.sample(starts[:, None], generator.encode(RECORDS), None, schedule).latents_BSCHW[:, -1]
+    settings = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 16}
+    theirs = pipe(PROMPTS, latents=starts.clone(), output_type="np", **settings).images
+    assert abs(np.stack(generator.decode(ours)) / 255 - theirs).max() <= 0.5 / 255 + 1e-4  # ours are rounded to bytes
+
+
+@pytest.mark.parametrize("task", configuration.TASKS)
+def test_a_picture_has_the_same_reward_in_a_rollout_and_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = configuration.load("config/miniature.yaml", ["policy.precision=float32", "evaluation.steps=6"])
+    everything, few = tmp_path / "all.jsonl", tmp_path / "few.jsonl"
+    make.write(config, task, "test", everything)
+    few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[::8][:8]))
+    records = read(few)
+    sample(config.policy, config.evaluation, config.compute, few, tmp_path / "images", None, 1, seed=0)
+    scoring.score(task, tmp_path / "images", tmp_path / "scores.jsonl", config.scorers)
+    on_disk = [json.loads(line)["reward"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+
+    generator = Generator(config.policy)
+    schedule = make_schedule(generator.pipe.scheduler, config.evaluation.steps, 0.0)
+    drawn = draw(generator, generator.encode(records), None, schedule, [(r.id, 0) for r in records], seed=0)
+    with RewardPool({task: 1.0}, config.scorers, 0) as pool:
+        in_rollout, _ = pool.submit(drawn, records).result()
+    assert in_rollout.tolist() == on_disk and len(set(on_disk)) > 1
+
+
+def test_star_maps_draws_the_pictures_of_star_sample(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    policy = _policy(random_base, "bfloat16", 2.5)
+    learner = _trained(policy)
+    checkpoint.save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
+    adapter = tmp_path / "step1" / "adapter"
+    overrides = [
+        "rollout.steps=4",
+        "evaluation.steps=4",
+        "evaluation.batch=2",
+        "rollout.window=null",
+        "rollout.window_range=null",
+    ]
+    config = configuration.load("config/miniature.yaml", overrides).model_copy(update={"policy": policy})
+    everything, few = tmp_path / "all.jsonl", tmp_path / "few.jsonl"
+    make.write(config, "geneval", "test", everything)
+    few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:2]))
+    sample(policy, config.evaluation, config.compute, few, tmp_path / "images", adapter, 1, seed=0)
+    expected = [pictures.read(path) for path in sorted((tmp_path / "images").glob("*/samples/*.png"))]
+
+    seen: list[np.ndarray] = []
+    region = gallery.region
+    monkeypatch.setattr(gallery, "region", lambda picture: seen.append(picture) or region(picture))
+    settings = configuration.run_settings(config, "geneval", "star")
+    gallery.draw(settings, few, tmp_path / "maps", adapter, 2, seed=0)
+    gallery.measure_prompts(settings, few, tmp_path / "maps", adapter, seed=0)
+    assert len(seen) == 2 * len(expected) == 4
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(seen, expected * 2, strict=True))
 
 
 def test_an_adapter_of_something_else_is_refused(random_base: Path, tmp_path: Path) -> None:
