@@ -25,7 +25,7 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
     if own := config.prompts.files.get(task, {}).get(split):
         from star.prompts import own as of_user
 
-        return of_user.records(Path(own), task)
+        return of_user.records(Path(own), task, {task})
     if config.prompts.world == "miniature":
         from star.worlds.miniature import prompts as miniature
 
