@@ -159,7 +159,7 @@ def records(split: str, prompts: Prompts) -> list[Prompt]:
     if prompts.ocr == "generated":
         captions = generated(split)
     else:
-        lines = published.captions("ocr", split, prompts.mirror, "set prompts.ocr: generated (captions of our own)")
+        lines = published.captions("ocr", split, prompts.mirror)
         captions = [line for line in lines if quotations(line)]
         if len(captions) < len(lines):
             print(f"ocr {split}: {len(lines) - len(captions)} of {len(lines)} captions left out, which quote no target")
