@@ -1,5 +1,6 @@
 """`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from star.allocation.columns import cut_prompts
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
 from star.allocation.spread import token_shares
 from star.config import RunSettings
@@ -43,7 +45,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     allocation, steps = settings.allocation, settings.rollout.steps
     _check_blocks(settings)
     records = _spread(read(prompts), count)
-    generator, schedule = _ready(settings, adapter)
+    generator, schedule = _ready(settings, adapter, records)
     shape = (1, *generator.latent_shape())
     starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
@@ -111,7 +113,7 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     if world(settings.prompts.world).regions([]) is None:
         raise InputError(f"--localisation: nobody knows the true objects of {settings.prompts.world}")
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
+    generator, schedule = _ready(settings, adapter, records)
     every = generator.transformer.config.num_layers
     generator.record_blocks(range(every))
     raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
@@ -134,7 +136,7 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
         raise InputError(f"--by-prompt: nobody knows the true objects of {settings.prompts.world}")
     _check_blocks(settings)
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
+    generator, schedule = _ready(settings, adapter, records)
     raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
@@ -152,9 +154,11 @@ def _check_blocks(settings: RunSettings) -> None:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
 
-def _ready(settings: RunSettings, adapter: Path | None) -> tuple[Generator, Schedule]:
-    """The generator with an adapter's weights, if any, and the noise levels of its ODE."""
+def _ready(settings: RunSettings, adapter: Path | None, records: list[Prompt]) -> tuple[Generator, Schedule]:
+    """The generator with an adapter's weights, if any, and the noise levels of its ODE; says which prompts are cut."""
     generator = Generator(settings.policy, settings.allocation, settings.compute)
+    if cut := cut_prompts(generator.tokenizers(), records):
+        print(cut, file=sys.stderr)
     if adapter is not None:
         generator.load_adapter(adapter)
     return generator, make_schedule(generator.pipe.scheduler, settings.rollout.steps, 0.0)

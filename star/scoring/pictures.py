@@ -106,7 +106,7 @@ def _metadata(folder: Path) -> Line:
     row = schema.parsed(text.strip("\ufeff \t\r\n"), str(described), f"one line of JSON; {again}")
     if not isinstance(row, dict) or "prompt" not in row:
         raise InputError(f"{described}: no `prompt` key; {again}")
-    return line_of(row, str(described))
+    return line_of(row, f"{described}:1")
 
 
 def _samples(images: Path, folder: Path, record: Prompt) -> Iterator[Sample]:
@@ -154,5 +154,6 @@ def _flat(images: Path, task: str, prompts: Path, lines: list[Line]) -> Iterator
     _refuse_shared_ids([line for _, line in pairs], records)
     seen: Counter = Counter()
     for (path, _), record in zip(pairs, records, strict=True):
-        yield Sample(path, path.relative_to(images).as_posix(), seen[record.id], record)
+        name = path.relative_to(images) if path.is_relative_to(images) else path  # `file` may be absolute
+        yield Sample(path, name.as_posix(), seen[record.id], record)
         seen[record.id] += 1

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from star.allocation.columns import cut_prompts
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
@@ -143,6 +144,8 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
         )
         _keep_rows(metrics, done)
         lines = [*describe(settings, processes.count), describe_device(policy)]
+        if cut := cut_prompts(policy.tokenizers(), records):
+            lines.append(cut)
         if policy.device.type == "cuda":
             lines += describe_memory(policy, settings.rollout.batch, processes.count)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
