@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from star.errors import InputError
+from star.prompts import schema
 from star.prompts.record import Prompt
+from star.prompts.text import lines_of, read_text
 from star.scoring.folder import summary
 from star.scoring.geneval import RULES, Detection, Found, asked_colors, check, select, verdict
 
+_NO_LINE = "not a result line of GenEval (filename; metadata and details as JSON strings)"
 _NAME = re.compile(r"(?:.*/)?(\d+)/samples/(\d+)\.\w+")
 
 
@@ -28,19 +31,14 @@ def rescore(file: Path, out: Path) -> dict:
     detectors never share a column. Raises InputError, naming file and line, when a line is not GenEval's, when an image is
     twice in the file, when lines name several scorers, or when the verdict needs a colour that is not stored.
     """
-    try:
-        content = file.read_bytes()
-        rows = [json.loads(line) for line in content.decode().splitlines()]
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; it is what GenEval's evaluate_images.py or `star score` wrote") from None
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON lines ({error}); write it again") from None
+    text = read_text(file, "no such file; it is what GenEval's evaluate_images.py or `star score` wrote")
+    rows = [schema.parsed(line, f"{file}:{n}", "JSON lines") for n, line in enumerate(lines_of(text), start=1)]
     if not rows:
         raise InputError(f"{file}: no detections in it; write it again")
     origins = {row.get("scorer") if isinstance(row, dict) else None for row in rows}
     if len(origins) > 1:
         raise InputError(f"{file}: lines of different scorers ({', '.join(sorted(map(repr, origins)))}); give one file each")
-    origin = origins.pop() or f"@{hashlib.sha256(content).hexdigest()[:12]}"
+    origin = origins.pop() or f"@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
     scorer = f"geneval detections ({origin}) numpy-{np.__version__} {RULES}"
     lines = [_judged(row, f"{file}:{number}", scorer) for number, row in enumerate(rows, 1)]
     seen: dict[str, int] = {}
@@ -55,8 +53,9 @@ def rescore(file: Path, out: Path) -> dict:
 
 
 def _judged(row: object, where: str, scorer: str) -> dict:
+    metadata = _metadata(row, where)
     try:
-        name, metadata, details = row["filename"], json.loads(row["metadata"]), json.loads(row["details"])
+        name, details = row["filename"], json.loads(row["details"])
         colors = json.loads(row.get("colors") or "{}")
         prompt = metadata["prompt"]
         check([Prompt(name, "geneval", "stored", prompt, metadata=metadata)])
@@ -65,9 +64,7 @@ def _judged(row: object, where: str, scorer: str) -> dict:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{where}: not a result line of GenEval (filename; metadata and details as JSON strings): {error!r}"
-        ) from None
+        raise InputError(f"{where}: {_NO_LINE}: {error!r}") from None
     if place is None:
         raise InputError(f"{where}: filename {name!r} is not .../00000/samples/0000.png, so its prompt cannot be told")
     for detection in asked_colors(found, metadata):
@@ -86,6 +83,15 @@ def _judged(row: object, where: str, scorer: str) -> dict:
         "scorer": scorer,
         "task": "geneval",
     }
+
+
+def _metadata(row: object, where: str) -> dict:
+    try:
+        value = json.loads(row["metadata"])
+        value["prompt"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {_NO_LINE}: {error!r}") from None
+    return schema.metadata(value, where)
 
 
 def _found(details: dict, colors: dict, metadata: dict) -> tuple[Found, dict[int, str]]:

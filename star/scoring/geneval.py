@@ -4,7 +4,6 @@ A backend detects objects and names colours; the rules below are pure functions 
 detections, best first, as the official evaluator orders them.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from star.config import Scorers
 from star.errors import InputError, ScorerFailed
 from star.prompts.record import Prompt
 from star.scoring.golden import Golden
+from star.worlds.door import own_detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
@@ -200,7 +200,7 @@ def check(records: Sequence[Prompt]) -> None:
 def _wrong(metadata: dict) -> str | None:
     include = metadata.get("include") or [{}]
     items = [*include, *metadata.get("exclude", [])]
-    known = (*TAGS, "free")  # "free": the miniature's preference captions, which name objects too
+    known = (*TAGS, "free")  # "free": preference captions that name objects too
     if metadata.get("tag") not in known or any("class" not in item or item.get("count", 0) < 1 for item in items):
         return f"needs GenEval's `tag` ({', '.join(TAGS)}) and `include` (class, count) to be scored"
     for number, item in enumerate(include):
@@ -213,27 +213,9 @@ def _wrong(metadata: dict) -> str | None:
     return None
 
 
-def _miniature() -> Backend:
-    """The analytic detector of the miniature world; golden is one drawn picture a tag."""
-    from star.worlds.miniature import detector, scenes
-    from star.worlds.miniature.captions import descriptions
-
-    rng, golden = np.random.default_rng(0), []
-    for tag in TAGS:
-        description = next(descriptions(tag))
-        golden.append(Golden(tag, scenes.render(scenes.compose(description, rng)), description))
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (detector, scenes))
-    return Backend(
-        lambda images: [detector.detect(image) for image in images],
-        lambda pairs: [detector.color_of(image, detection) for image, detection in pairs],
-        f"miniature@{hashlib.sha256(sources).hexdigest()[:12]}",
-        golden,
-    )
-
-
 def _backend(scorers: Scorers) -> Backend:
-    if scorers.detector == "miniature":
-        return _miniature()
+    if own := own_detector(scorers.detector):
+        return Backend(own.detect, own.colors_of, own.fingerprint, [Golden(*one) for one in own.golden], own.classes)
     from star.scoring import golden
     from star.scoring.colors import ClipColors
 

@@ -6,10 +6,9 @@
   other picture is looked at. Otherwise the pictures, sorted by name with numbers by their value (2.png before 10.png), belong
   to the prompts in order, equally many to each: the first k to the first prompt.
 
-A file of prompts is `.txt`, one prompt a line, or JSON lines with a `prompt`: prompt records, or GenEval's metadata.
+A file of prompts is what star.prompts.record.read_foreign reads: `.txt`, one prompt a line, or JSON lines with a `prompt`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +20,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from star.errors import InputError
-from star.prompts.record import Prompt
+from star.prompts import schema
+from star.prompts.record import Line, Prompt, line_of, read_foreign
+from star.prompts.text import read_text
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_OURS = ("id", "task", "core", "file")  # keys of a metadata line that are the project's, not GenEval's
 
 
 class Sample(NamedTuple):
@@ -41,18 +41,19 @@ def find(images: Path, task: str, prompts: Path | None = None) -> list[Sample]:
 
     Raises InputError, naming the file, when folder, metadata, prompts or pictures are missing, or do not fit each other.
     """
-    lines = None if prompts is None else _prompts(prompts)
+    lines = None if prompts is None else read_foreign(prompts)
     folders = sorted(p for p in images.glob("*") if p.is_dir() and p.name.isdigit())
     if folders:
         if lines is None:
-            records = [_record(_metadata(folder), f"{task}-{folder.name}", task) for folder in folders]
+            lines = [_metadata(folder) for folder in folders]
         else:
             if [int(folder.name) for folder in folders] != list(range(len(lines))):
                 raise InputError(
                     f"{prompts}: {len(lines)} prompts, which {images} has no folders 00000 to {len(lines) - 1:05d} for; "
                     "give the file that the pictures were made from"
                 )
-            records = [_record(line, f"{task}-{folder.name}", task) for line, folder in zip(lines, folders, strict=True)]
+        records = [_record(line, f"{task}-{folder.name}", task) for line, folder in zip(lines, folders, strict=True)]
+        _refuse_shared_ids(lines, records)
         return [sample for folder, record in zip(folders, records, strict=True) for sample in _samples(images, folder, record)]
     if lines is None:
         raise InputError(
@@ -83,26 +84,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not a readable picture ({error}); make it again") from None
 
 
-def _record(line: dict, name: str, task: str) -> Prompt:
-    described = line.get("metadata", line)
-    metadata = {key: value for key, value in described.items() if key not in _OURS}
-    return Prompt(line.get("id", name), task, line.get("tag", task), line["prompt"], metadata=metadata)
+def _record(line: Line, name: str, task: str) -> Prompt:
+    return Prompt(line.id or name, task, line.tag or task, line.text, line.core or (), line.metadata)
 
 
-def _metadata(folder: Path) -> dict:
+def _refuse_shared_ids(lines: list[Line], records: list[Prompt]) -> None:
+    """Pictures of one prompt share its id; two prompts never do."""
+    first: dict[str, tuple[Line, Prompt]] = {}
+    for line, record in zip(lines, records, strict=True):
+        other, known = first.setdefault(record.id, (line, record))
+        if known.text != record.text:
+            raise InputError(
+                f"{line.where}: id {record.id!r} is that of another prompt in {other.where}; give every prompt its own"
+            )
+
+
+def _metadata(folder: Path) -> Line:
     described = folder / "metadata.jsonl"
-    try:
-        metadata = json.loads(described.read_text())
-        metadata["prompt"]
-    except FileNotFoundError:
-        raise InputError(
-            f"{described}: missing; every folder of pictures needs its prompt's metadata, or give --prompts FILE"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{described}: not one line of JSON; write it again with `star sample`") from None
-    except (KeyError, TypeError):
-        raise InputError(f"{described}: no `prompt` key; write it again with `star sample`") from None
-    return metadata
+    text = read_text(described, "missing; every folder of pictures needs its prompt's metadata, or give --prompts FILE")
+    again = "write it again with `star sample`"
+    row = schema.parsed(text.strip("\ufeff \t\r\n"), str(described), f"one line of JSON; {again}")
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise InputError(f"{described}: no `prompt` key; {again}")
+    return line_of(row, f"{described}:1")
 
 
 def _samples(images: Path, folder: Path, record: Prompt) -> Iterator[Sample]:
@@ -115,44 +119,21 @@ def _samples(images: Path, folder: Path, record: Prompt) -> Iterator[Sample]:
         yield Sample(path, path.relative_to(images).as_posix(), int(path.stem), record)
 
 
-def _prompts(file: Path) -> list[dict]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file of prompts; one prompt a line (.txt), or JSON lines with `prompt`") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text; one prompt a line (.txt), or JSON lines with `prompt`") from None
-    lines = []
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):  # splitlines would cut at U+2028 in a prompt
-        try:
-            found = {"prompt": line.rstrip("\r")} if file.suffix == ".txt" else json.loads(line)
-        except json.JSONDecodeError:
-            raise InputError(f"{file}:{number}: not JSON; a file of plain prompts ends in .txt") from None
-        prompt = found.get("prompt") if isinstance(found, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{file}:{number}: no prompt; every line needs one")
-        for key, kind in (("metadata", dict), ("file", str), ("id", str), ("tag", str)):
-            if not isinstance(found.get(key, kind()), kind):
-                raise InputError(f"{file}:{number}: `{key}` is not {'an object' if kind is dict else 'text'}; correct the line")
-        lines.append(found)
-    return lines
-
-
 def _by_value(path: Path) -> list:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
-def _flat(images: Path, task: str, prompts: Path, lines: list[dict]) -> Iterator[Sample]:
-    named = ["file" in line for line in lines]
+def _flat(images: Path, task: str, prompts: Path, lines: list[Line]) -> Iterator[Sample]:
+    named = [line.file is not None for line in lines]
     if any(named):
         if not all(named):
             raise InputError(
-                f"{prompts}:{named.index(False) + 1}: no `file`, which other lines have; name every picture or none"
+                f"{lines[named.index(False)].where}: no `file`, which other lines have; name every picture or none"
             )
-        pairs = [(images / line["file"], line) for line in lines]
-        for number, (path, _) in enumerate(pairs, start=1):
+        pairs = [(images / line.file, line) for line in lines]
+        for path, line in pairs:
             if not path.is_file():
-                raise InputError(f"{prompts}:{number}: `file` names {path}, which is not there; correct the name")
+                raise InputError(f"{line.where}: `file` names {path}, which is not there; correct the name")
         if len({path for path, _ in pairs}) < len(pairs):
             raise InputError(f"{prompts}: names a picture twice; give one line a picture")
     else:
@@ -168,9 +149,11 @@ def _flat(images: Path, task: str, prompts: Path, lines: list[dict]) -> Iterator
         pairs = [(path, lines[i // each]) for i, path in enumerate(found)]
     first: dict[str, int] = {}  # lines with one prompt are one prompt
     for number, line in enumerate(lines):
-        first.setdefault(line["prompt"], number)
+        first.setdefault(line.text, number)
+    records = [_record(line, f"{task}-{first[line.text]:05d}", task) for _, line in pairs]
+    _refuse_shared_ids([line for _, line in pairs], records)
     seen: Counter = Counter()
-    for path, line in pairs:
-        record = _record(line, f"{task}-{first[line['prompt']]:05d}", task)
-        yield Sample(path, path.relative_to(images).as_posix(), seen[record.id], record)
+    for (path, _), record in zip(pairs, records, strict=True):
+        name = path.relative_to(images) if path.is_relative_to(images) else path  # `file` may be absolute
+        yield Sample(path, name.as_posix(), seen[record.id], record)
         seen[record.id] += 1
