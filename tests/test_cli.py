@@ -21,6 +21,7 @@ STAGES = (
     "doctor",
     "compare",
     "votes",
+    "export",
     "pretrain-miniature",
 )
 

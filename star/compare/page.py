@@ -9,7 +9,6 @@ import base64
 import hashlib
 import io
 import json
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +19,12 @@ from PIL import Image
 
 from star.errors import InputError
 from star.files import write_bytes, write_text
+from star.layout import epoch_of
 from star.prompts.record import Prompt
 from star.scoring import pictures
 
 FORMAT = "star-votes-1"  # of the exported files
 EMBEDDED_AT_MOST = 32 * 2**20  # bytes of pictures; browsers slow down on larger pages
-_NUMBER = re.compile(r"\d+")
 
 
 class Pair(NamedTuple):
@@ -144,10 +143,8 @@ def choose(pairs: list[Pair], count: int, rng: np.random.Generator) -> list[Pair
 
 def _pictures_folder(folder: Path) -> Path:
     """The folder itself, or of a run the pictures of its last epoch."""
-    epochs = [child for child in (folder / "samples").glob("*") if child.is_dir() and _NUMBER.search(child.name)]
-    if not epochs:
-        return folder
-    return max(epochs, key=lambda child: int(_NUMBER.search(child.name)[0]))
+    epochs = [child for child in (folder / "samples").glob("epoch*") if epoch_of(child) is not None]
+    return max(epochs, key=epoch_of, default=folder)
 
 
 def _stripped(path: Path) -> bytes:

@@ -88,8 +88,8 @@ def test_fewer_pairs_are_of_as_many_prompts_as_can_be(folders: tuple[Path, Path]
 
 def test_flat_folders_and_runs_are_compared_too(tmp_path: Path) -> None:
     run, flat = tmp_path / "run", tmp_path / "flat"
-    pictures(run / "samples/step2", seed=1, prompts=2, images=1)
-    pictures(run / "samples/step12", seed=2, prompts=2, images=1)
+    pictures(run / "samples/epoch0002", seed=1, prompts=2, images=1)
+    pictures(run / "samples/epoch0012", seed=2, prompts=2, images=1)
     flat.mkdir()
     for n in range(2):
         Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(flat / f"{n}.jpg")
@@ -99,7 +99,7 @@ def test_flat_folders_and_runs_are_compared_too(tmp_path: Path) -> None:
     written = data(tmp_path / "page/index.html")
     assert sorted(item["prompt"] for item in written["items"]) == ["a cat", "a dog"]
     shown = {json.dumps(_pixels(item[s], tmp_path).tolist()) for item in written["items"] for s in ("left", "right")}
-    assert json.dumps(np.asarray(Image.open(run / "samples/step12/00000/samples/0000.png")).tolist()) in shown
+    assert json.dumps(np.asarray(Image.open(run / "samples/epoch0012/00000/samples/0000.png")).tolist()) in shown
 
 
 def test_what_cannot_be_compared_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
