@@ -7,18 +7,20 @@ what they show tells the sides apart. Which side was A stands encoded in the pag
 
 import base64
 import hashlib
-import io
 import json
+import sys
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
+from tqdm import tqdm
 
 from star.errors import InputError
-from star.files import write_bytes, write_text
+from star.files import write_text
 from star.layout import epoch_of
 from star.prompts.record import Prompt
 from star.scoring import pictures
@@ -73,29 +75,27 @@ def write(
     chosen = choose(pairs, count or len(pairs), rng)
     a_left = rng.permutation(np.arange(len(chosen)) % 2 == 0).tolist()
 
-    # every picture without its metadata, left one first
-    contents = []
-    for pair, first in zip(chosen, a_left, strict=True):
-        left, right = (pair.a, pair.b) if first else (pair.b, pair.a)
-        contents.append((_stripped(left), _stripped(right)))
-    digest = _digest(chosen, a_left, contents, seed, question)
-    page = out / "index.html"
-    if page.exists() and digest not in page.read_text(encoding="utf-8"):
-        raise InputError(f"{page}: is another page; name another folder with --out")
+    # every picture without its metadata, the left one first; a large study does not fit into memory
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".pictures-") as folder:
+        names = _strip_all(chosen, a_left, Path(folder))
+        digest = _digest(chosen, a_left, [Path(folder, name) for name in names], seed, question)
+        page = out / "index.html"
+        if page.exists() and digest not in page.read_text(encoding="utf-8"):
+            raise InputError(f"{page}: is another page; name another folder with --out")
 
-    # the page, with the pictures inside it or beside it
-    beside = sum(len(left) + len(right) for left, right in contents) > EMBEDDED_AT_MOST
-    items = []
-    for number, (pair, (left, right)) in enumerate(zip(chosen, contents, strict=True)):
-        sources = {}
-        for side, content in (("left", left), ("right", right)):
-            if beside:
-                sources[side] = f"pictures/{number:04d}-{side}.webp"
-                write_bytes(out / sources[side], content)
-            else:
-                sources[side] = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-        prompt = pair.prompt
-        items.append({"prompt_id": prompt.id, "picture": pair.number, "tag": prompt.tag, "prompt": prompt.text} | sources)
+        # the page, with the pictures inside it or beside it
+        beside = sum(Path(folder, name).stat().st_size for name in names) > EMBEDDED_AT_MOST
+        if beside:
+            (out / "pictures").mkdir(exist_ok=True)
+            for name in names:
+                Path(folder, name).replace(out / "pictures" / name)
+        sources = [f"pictures/{name}" if beside else _embedded(Path(folder, name)) for name in names]
+    items = [
+        {"prompt_id": pair.prompt.id, "picture": pair.number, "tag": pair.prompt.tag, "prompt": pair.prompt.text}
+        | {"left": left, "right": right}
+        for pair, left, right in zip(chosen, sources[::2], sources[1::2], strict=True)
+    ]
     key = {"a": str(folders[0]), "b": str(folders[1]), "a_side": ["left" if first else "right" for first in a_left]}
     encoded = base64.b64encode(json.dumps(key).encode()).decode()
     data = {"format": FORMAT, "comparison": digest, "seed": seed, "question": question, "key": encoded, "items": items}
@@ -147,18 +147,30 @@ def _pictures_folder(folder: Path) -> Path:
     return max(epochs, key=epoch_of, default=folder)
 
 
-def _stripped(path: Path) -> bytes:
-    """A picture as lossless WebP without metadata: `star sample` writes the checkpoint's name into its PNGs."""
-    buffer = io.BytesIO()
-    Image.fromarray(pictures.read(path)).save(buffer, "WEBP", lossless=True, quality=20, method=1)
-    return buffer.getvalue()
+def _strip_all(pairs: list[Pair], a_left: list[bool], folder: Path) -> list[str]:
+    """Write the pairs' pictures as lossless WebP; returns the files' names: left and right of the first pair, and so on.
+
+    Nothing of a picture's file is kept but its pixels: `star sample` writes the checkpoint's name into its PNGs.
+    """
+    names = []
+    interval = 0.1 if sys.stderr.isatty() else 10
+    for number, (pair, first) in enumerate(zip(tqdm(pairs, unit="pair", mininterval=interval), a_left, strict=True)):
+        for side, path in zip(("left", "right"), (pair.a, pair.b) if first else (pair.b, pair.a), strict=True):
+            names.append(f"{number:04d}-{side}.webp")
+            Image.fromarray(pictures.read(path)).save(folder / names[-1], "WEBP", lossless=True, quality=20, method=1)
+    return names
 
 
-def _digest(pairs: list[Pair], a_left: list[bool], contents: list[tuple[bytes, bytes]], seed: int, question: str) -> str:
+def _embedded(file: Path) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _digest(pairs: list[Pair], a_left: list[bool], files: list[Path], seed: int, question: str) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, seed, question]).encode())
-    for pair, first, (left, right) in zip(pairs, a_left, contents, strict=True):
+    for pair, first in zip(pairs, a_left, strict=True):
         digest.update(json.dumps([pair.prompt.id, pair.prompt.text, pair.number, first]).encode())
-        digest.update(hashlib.sha256(left).digest() + hashlib.sha256(right).digest())
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -287,11 +287,15 @@ def _markdown(ballots: list[Ballot], votes: pd.DataFrame, tables: dict[str, pd.D
         )
     else:
         lines.append("- Agreement: not measured, no pair has votes of two people.")
+    intervals = [(total["low"], total["high"]), (total["wilson_low"], total["wilson_high"])]
+    apart = [low > 0.5 or high < 0.5 for low, high in intervals]
+    if apart[0] and not apart[1] and total["prompts"] >= _FEW:
+        lines.append("- Wilson's interval holds 50 % still: it takes every prompt for one vote. Judge more prompts to be sure.")
     if total["prompts"] < _FEW:
         lines.append(f"- Fewer than {_FEW} prompts: read Wilson's interval, the bootstrap's is too narrow.")
     lines += ["", "## Win rate of A, ties half", "", _rate_table(tables["votes"])]
     if scored is not None:
-        lines += ["", "## Scores of the judged pictures", "", _score_table(tables["votes"])]
+        lines += ["", "## Scores of the judged pictures, means over prompts", "", _score_table(tables["votes"])]
     lines += ["", "## People", "", _people_table(tables["people"])]
     lines += ["", "Intervals of 95 %, over prompts: they say what other prompts would give, not what other people would."]
     return "\n".join(lines) + "\n"
@@ -316,7 +320,7 @@ def _rate_table(table: pd.DataFrame) -> str:
         }
         for row in table.itertuples()
     ]
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _score_table(table: pd.DataFrame) -> str:
@@ -330,7 +334,7 @@ def _score_table(table: pd.DataFrame) -> str:
         }
         for row in table.itertuples()
     ]
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _people_table(table: pd.DataFrame) -> str:
@@ -345,7 +349,7 @@ def _people_table(table: pd.DataFrame) -> str:
         }
         for row in table.itertuples()
     ]
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _limits(low: float, high: float, form: str = ".3f") -> str:

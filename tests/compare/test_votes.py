@@ -186,4 +186,9 @@ def test_the_first_line_says_what_is_shown(study: dict, tmp_path: Path) -> None:
     for choice in ("A", "B", "tie"):
         said[choice] = votes.report(_save(tmp_path, ballot(study, "x", [choice] * everything)), None, None).splitlines()[2]
     assert said["A"].startswith("A wins 100.0%") and "people prefer A." in said["A"]
+    sure = votes.report(_save(tmp_path, ballot(study, "x", ["A"] * everything)), None, None)
+    narrow = votes.report(
+        _save(tmp_path, ballot(study, "x", [("A", "tie")[item["picture"]] for item in study["items"]])), None, None
+    )
+    assert "Wilson's interval holds" not in sure and "people prefer A" in narrow and "Wilson's interval holds" in narrow
     assert "people prefer B." in said["B"] and "no preference is shown." in said["tie"]
