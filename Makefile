@@ -6,7 +6,7 @@
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
-# make test-browser   the MLflow pages in Debian's chromium, screenshots in results/screenshots; not part of `make test`
+# make test-browser   the MLflow pages and the page of `star compare` in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
@@ -57,7 +57,7 @@ test-kill: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
 
 test-browser: install
-	@command -v chromium >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium)" >&2; exit 2; }
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium chromium-driver)" >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
 
 bench: install

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from star import config as configuration
 from star import torchvision_schemas
+from star.compare import commands as compare
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
+from star.export import commands as export
 from star.prompts import make
 from star.prompts.record import read
 
@@ -246,6 +248,11 @@ def _parser() -> argparse.ArgumentParser:
     stage("fetch", _fetch, "bring what a configuration needs from the network into this machine's caches")
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
+
+    compare.add_compare_arguments(stage("compare", compare.compare, "write a page for judging two folders of pictures blind"))
+    compare.add_votes_arguments(stage("votes", compare.votes, "sum people's votes up: win rate, agreement, scores beside it"))
+
+    export.add_arguments(stage("export", export.run, "write an adapter with its model card into a folder to hand on"))
 
     s = stage("pretrain-miniature", _pretrain, "train the miniature base and its preference model; resumable")
     s.add_argument("--out", type=Path, required=True)

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from star.analysis.results import read_guards, read_jsonl, read_scores
+from star.analysis.results import read_guards, read_scores
 from star.analysis.statistics import by_tag, overall
 from star.config import Config, run_settings
 from star.errors import InputError
+from star.files import read_jsonl
+from star.layout import Run, epoch_of
 from star.runtime import revision
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ _ABOUT_TABLES = (
 def mirror(config: Config, task: str, method: str, seed: int, run: Path, finished: bool = True) -> str:
     """Bring the MLflow run of one training, or of `base`, up to date with its folder; returns the MLflow run id.
 
-    Reads metrics.jsonl (not for `base`), scores/step<n>.jsonl, guards/step<n>.json, maps/* and, when `finished`, the
+    Reads metrics.jsonl (not for `base`), scores/epoch<n>.jsonl, guards/epoch<n>.json, maps/* and, when `finished`, the
     adapter of the last checkpoint, all in `run`; writes <results>/mlflow.db and <results>/mlartifacts/. While training goes
     on call it with `finished=False`: the run's status is then RUNNING. Raises InputError when metrics or adapter are missing.
     """
@@ -58,7 +60,7 @@ def mirror(config: Config, task: str, method: str, seed: int, run: Path, finishe
     settings = run_settings(config, task, method)
     rows = _training_rows(run, method)
     values = _test_values(run, task) | _training_values(rows)  # the UI draws first what was logged first
-    adapter = run / "checkpoints" / f"step{settings.training.epochs}" / "adapter"
+    adapter = Run(run).adapter(settings.training.epochs)
     if finished and method != "base" and not adapter.is_dir():
         raise InputError(f"{adapter}: no such folder; finish the training with `star train --out {run}`")
     key = f"{config.experiment}/{task}/{method}/seed{seed}/{settings.digest()}"
@@ -217,8 +219,8 @@ def _training_values(rows: list[dict]) -> dict[tuple[str, int], float]:
 def _test_values(run: Path, task: str) -> dict[tuple[str, int], float]:
     """(metric, step) -> value of every checkpoint: test/<task>, test/<task>/<tag> where tags are averaged; guard/<guard>."""
     values = {}
-    for path in sorted((run / "scores").glob("step*.jsonl")):
-        step, scores = int(path.stem.removeprefix("step")), read_scores(path)
+    for path in sorted((run / "scores").glob("epoch*.jsonl")):
+        step, scores = epoch_of(path), read_scores(path)
         values[f"test/{task}", step] = overall(task, scores)
         if by_tag(task):
             for tag, mean in scores.groupby("tag")["score"].mean().items():
@@ -228,10 +230,10 @@ def _test_values(run: Path, task: str) -> dict[tuple[str, int], float]:
             for key, value in json.loads(summary.read_text()).items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     values[f"test/{key}", step] = float(value)
-    for path in sorted((run / "guards").glob("step*.json")):
+    for path in sorted((run / "guards").glob("epoch*.json")):
         for guard, value, *_ in read_guards(path):
             if value is not None:
-                values[f"guard/{guard}", int(path.stem.removeprefix("step"))] = float(value)
+                values[f"guard/{guard}", epoch_of(path)] = float(value)
     return values
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from star.analysis.results import methods, run_folder, steps
+from star import layout
+from star.analysis.results import methods
 from star.config import Config, run_settings
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes
 from star.evidence.tables import KINDS
@@ -66,27 +67,27 @@ def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
         for method in methods(config, task):
             own = np.random.default_rng([1, *method.encode()])
             taste = own.normal(0, 0.1 * LEARNED[task], len(prompts))  # prompts that the method likes
-            *_, last = steps(config, task, method)
+            *_, last = layout.epochs(config, task, method)
             for seed in config.seeds:
-                run, luck = run_folder(config, task, method, seed), own.normal(0, 0.05)
-                for step in steps(config, task, method):
+                run, luck = layout.run(config, task, method, seed), own.normal(0, 0.05)
+                for step in layout.epochs(config, task, method):
                     progress = step / last if last else 0.0
                     learned = LEARNED[task] * progress * (1 + gain.get(method, 0.0) + luck)
                     rng = np.random.default_rng([seed, step])  # the noise of the pictures is shared by all methods
                     rows = _scores(task, prompts, START[task] + difficulty + learned + progress * taste, images, rng)
-                    _jsonl(run / "scores" / f"step{step}.jsonl", rows)
+                    _jsonl(run.scores(step), rows)
                     cross = {
                         "pickscore" if task != "pickscore" else "geneval": {"mean": 1 + progress, "images": 9, "scorer": "x"}
                     }
                     guards = {"diversity": 0.3 - 0.1 * progress, "edge_density": 0.1, "color_entropy": 2.0 - 0.1 * progress}
-                    path = run / "guards" / f"step{step}.json"
+                    path = run.guards(step)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(json.dumps({"images": len(rows), "features": "clip", **guards, "cross": cross}))
                 if method != "base":
-                    _jsonl(run / "metrics.jsonl", _metrics(config, task, method, seed))
-                    (run / "settings.json").write_text(run_settings(config, task, method).model_dump_json())
-                    (run / "trained.sha256").touch()
-                    (run / "environment.json").write_text(json.dumps(MACHINE))
+                    _jsonl(run.metrics, _metrics(config, task, method, seed))
+                    run.settings.write_text(run_settings(config, task, method).model_dump_json())
+                    run.trained.touch()
+                    run.environment.write_text(json.dumps(MACHINE))
     if asks_about_attributes(config):
         _fill_attributes(config, gain)
 
@@ -101,7 +102,7 @@ def _fill_attributes(config: Config, gain: dict[str, float], each: int = 12) -> 
     content = np.random.default_rng(3).normal(0, 1, each)
     for seed in config.seeds:
         for method in ATTRIBUTE_METHODS:
-            folder = run_folder(config, "pickscore", method, seed) / "global"
+            folder = layout.run(config, "pickscore", method, seed).attributes
             added = np.array([gain.get(method, 0.0) * (0.5 if kind in grounds else 1.0) for kind, _ in places])
             mean_P = (
                 START["pickscore"] + content[[i for _, i in places]] + (method != "base") * LEARNED["pickscore"] * (1 + added)
@@ -113,4 +114,4 @@ def _fill_attributes(config: Config, gain: dict[str, float], each: int = 12) -> 
             for name, tag, prompt in prompts
             for t in range(3)
         ]
-        pd.DataFrame(rows).to_csv(run_folder(config, "pickscore", "star", seed) / "global/map_statistics.csv", index=False)
+        pd.DataFrame(rows).to_csv(layout.run(config, "pickscore", "star", seed).attributes / "map_statistics.csv", index=False)

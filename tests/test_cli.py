@@ -9,7 +9,21 @@ import pytest
 from star import cli
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prompts", "train", "sample", "score", "tables", "maps", "log", "fetch", "doctor", "pretrain-miniature")
+STAGES = (
+    "prompts",
+    "train",
+    "sample",
+    "score",
+    "tables",
+    "maps",
+    "log",
+    "fetch",
+    "doctor",
+    "compare",
+    "votes",
+    "export",
+    "pretrain-miniature",
+)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -51,7 +51,7 @@ def _fill(folder: Path, method: str, epochs: int = EPOCHS, step: int = EPOCHS) -
     run = _run(folder, method)
     if method != "base":
         _write(run / "metrics.jsonl", _rows(epochs))
-        adapter = run / f"checkpoints/step{EPOCHS}/adapter"
+        adapter = run / f"checkpoints/epoch{EPOCHS:04d}/adapter"
         adapter.mkdir(parents=True)
         (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
         (run / "maps").mkdir()
@@ -59,10 +59,10 @@ def _fill(folder: Path, method: str, epochs: int = EPOCHS, step: int = EPOCHS) -
     tags = ["counting", "counting", "counting", "colors"]
     known = {"sample": 0, "prompt": "p", "filename": "f", "scorer": "s"}
     scores = [{"tag": t, "score": float(i > 0), "prompt_id": f"{i}", **known} for i, t in enumerate(tags)]
-    _write(run / f"scores/step{step}.jsonl", scores)
+    _write(run / f"scores/epoch{step:04d}.jsonl", scores)
     measured = {"diversity": None, "edge_density": 0.25, "color_entropy": 1.5}
     cross = {"pickscore": {"mean": 19.5, "images": 4, "scorer": "p"}}
-    _write(run / f"guards/step{step}.json", [{"images": 4, "features": "clip", **measured, "cross": cross}])
+    _write(run / f"guards/epoch{step:04d}.json", [{"images": 4, "features": "clip", **measured, "cross": cross}])
     return run
 
 

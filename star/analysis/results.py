@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from star import layout
 from star.config import Config, methods_of, run_settings
 from star.errors import InputError
+from star.files import read_jsonl
 from star.scoring.scorer import GUARDS
 
 _SCORE_KEYS = {"prompt_id": str, "sample": int, "tag": str, "prompt": str, "filename": str, "scorer": str}
@@ -24,33 +26,6 @@ def shared_methods(config: Config, task: str) -> list[str]:
     """The methods of `task` that every task has, as figures of all tasks show them; all of its own where none is shared."""
     own = methods_of(config, task)
     return [m for m in own if all(m in methods_of(config, other) for other in config.tasks)] or own
-
-
-def run_folder(config: Config, task: str, method: str, seed: int) -> Path:
-    """<results>/<experiment>/<task>/<method>/seed<k>."""
-    return Path(config.results) / config.experiment / task / method / f"seed{seed}"
-
-
-def steps(config: Config, task: str, method: str) -> list[int]:
-    """The epoch counts at which a run has checkpoints; [0] for the untrained model."""
-    if method == "base":
-        return [0]
-    training = run_settings(config, task, method).training
-    return sorted({*range(training.checkpoint_every, training.epochs + 1, training.checkpoint_every), training.epochs})
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file. Raises InputError naming file and line when one is not an object."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}); delete the file and rerun its rule") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: not a JSON object; delete the file and rerun its rule")
-        rows.append(row)
-    return rows
 
 
 def read_scores(path: Path) -> pd.DataFrame:
@@ -80,14 +55,14 @@ def run_scores(config: Config, task: str, method: str, seed: int) -> dict[Path, 
 
     Raises InputError when the final checkpoint was not scored.
     """
-    run, found = run_folder(config, task, method, seed), {}
-    *earlier, final = steps(config, task, method)
+    run, found = layout.run(config, task, method, seed), {}
+    *earlier, final = layout.epochs(config, task, method)
     for step in [*earlier, final]:
-        path = run / "scores" / f"step{step}.jsonl"
+        path = run.scores(step)
         if path.is_file():
             found[path] = read_scores(path).assign(task=task, method=method, seed=seed, step=step)
         elif step == final:
-            images = run / "samples" / f"step{step}"
+            images = run.samples(step)
             raise InputError(f"{path}: no such file; run `star score --task {task} --images {images} --out {path}`")
     return found
 
@@ -137,12 +112,12 @@ def guards(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows, by = [], {}
     for task, method, seed, step in scores[["task", "method", "seed", "step"]].drop_duplicates().itertuples(index=False):
-        run = run_folder(config, task, method, seed)
-        path = run / "guards" / f"step{step}.json"
+        run = layout.run(config, task, method, seed)
+        path = run.guards(step)
         if not path.is_file():
-            if step != steps(config, task, method)[-1]:
+            if step != layout.epochs(config, task, method)[-1]:
                 continue
-            images, out = run / "samples" / f"step{step}", run / "scores" / f"step{step}.jsonl"
+            images, out = run.samples(step), run.scores(step)
             again = f"star score --task {task} --images {images} --out {out} --guards {path}"
             raise InputError(f"{path}: no such file; run `{again}`")
         for guard, value, images, made_by in read_guards(path):
@@ -179,15 +154,17 @@ def read_guards(path: Path) -> list[tuple[str, float | None, int, str]]:
 
 def final(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of `scores` that belong to final checkpoints."""
-    last = {(task, method): steps(config, task, method)[-1] for task in config.tasks for method in methods(config, task)}
+    last = {
+        (task, method): layout.epochs(config, task, method)[-1] for task in config.tasks for method in methods(config, task)
+    }
     return scores[scores["step"] == pd.MultiIndex.from_frame(scores[["task", "method"]]).map(last)]
 
 
 def run_metrics(config: Config, task: str, method: str, seed: int) -> pd.DataFrame:
     """metrics.jsonl of a training: its keys and task, method, seed, seconds (sum of its parts). Raises InputError."""
-    epochs, run = run_settings(config, task, method).training.epochs, run_folder(config, task, method, seed)
-    remedy = f"run `star train --task {task} --method {method} --seed {seed} --out {run}`"
-    path = run / "metrics.jsonl"
+    epochs, run = run_settings(config, task, method).training.epochs, layout.run(config, task, method, seed)
+    remedy = f"run `star train --task {task} --method {method} --seed {seed} --out {run.folder}`"
+    path = run.metrics
     if not path.is_file():
         raise InputError(f"{path}: no such file; {remedy}")
     frame = pd.DataFrame(read_jsonl(path))
@@ -220,9 +197,7 @@ def sample_grid(config: Config, final: pd.DataFrame, prompts: int = 3) -> pd.Dat
         wanted = [ids[int((i + 0.5) * len(ids) / prompts)] for i in range(min(prompts, len(ids)))]
         chosen += [rows[rows["prompt_id"] == prompt] for prompt in wanted]
     shown = pd.concat(chosen, ignore_index=True)
-    shown["picture"] = [
-        run_folder(config, r.task, r.method, r.seed) / "samples" / f"step{r.step}" / r.filename for r in shown.itertuples()
-    ]
+    shown["picture"] = [layout.run(config, r.task, r.method, r.seed).samples(r.step) / r.filename for r in shown.itertuples()]
     for picture in shown["picture"]:
         if not picture.is_file():
             folder = picture.parents[2]

@@ -8,7 +8,7 @@ from star.config import Config
 def write(config: Config, out: Path) -> None:
     """Write `out`/tables/{main,categories,cost,ablation,guards}.{csv,md,tex} and `out`/figures/*.svg of one experiment.
 
-    Everything is read from <results>/<experiment>/: metrics.jsonl, scores/step<n>.jsonl and guards/step<n>.json of every
+    Everything is read from <results>/<experiment>/: metrics.jsonl, scores/epoch<n>.jsonl and guards/epoch<n>.json of every
     task, method and seed in `config`, and the pictures that the sample grid shows. Raises InputError, before anything is
     written, when a file is missing or incomplete, or when scores of one task come from different scorers or prompts.
     """

@@ -7,16 +7,17 @@ Equal runs give equal bytes.
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from star import layout
 from star.analysis import results
 from star.config import DRAWN_BY, Config, run_settings
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
+from star.files import write_bytes
 from star.scoring.geneval import failure
 
 _SCORES = ["step", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]
@@ -42,7 +43,7 @@ class Data(NamedTuple):
 
 def runs(config: Config) -> list[tuple[str, str, int]]:
     """(task, method, seed) of everything that a configuration asks for, the untrained model included."""
-    return [(t, m, seed) for t in config.tasks for m in results.methods(config, t) for seed in config.seeds]
+    return layout.runs(config)
 
 
 def file_of(folder: Path, task: str, method: str, seed: int) -> Path:
@@ -52,16 +53,12 @@ def file_of(folder: Path, task: str, method: str, seed: int) -> Path:
 
 def _needs(config: Config, task: str, method: str, seed: int) -> list[Path]:
     """The files that a finished run has."""
-    run, steps = results.run_folder(config, task, method, seed), results.steps(config, task, method)
-    files = [
-        run / f"{part}.{end}"
-        for step in steps
-        for part, end in ((f"scores/step{step}", "jsonl"), (f"guards/step{step}", "json"))
-    ]
+    run, epochs = layout.run(config, task, method, seed), layout.epochs(config, task, method)
+    files = [file for epoch in epochs for file in (run.scores(epoch), run.guards(epoch))]
     if method != "base":
-        files += [run / "settings.json", run / "environment.json", run / "metrics.jsonl", run / "trained.sha256"]
+        files += [run.settings, run.environment, run.metrics, run.trained]
     if _looks_at_attributes(config, task, method):
-        files += [run / "global/scores.jsonl"] + [run / "global/map_statistics.csv"] * (method == "star")
+        files += [run.attributes / "scores.jsonl"] + [run.attributes / "map_statistics.csv"] * (method == "star")
     return files
 
 
@@ -87,9 +84,7 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
         made, path = _collected(config, base, *run), file_of(folder, *run)
         if path.exists():
             _same_source(path, _load(path), made)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_bytes(gzip.compress(json.dumps(made, separators=(",", ":")).encode(), mtime=0))
-        unfinished.replace(path)
+        write_bytes(path, gzip.compress(json.dumps(made, separators=(",", ":")).encode(), mtime=0))
         written.append(path)
     return written, missing
 
@@ -99,7 +94,7 @@ def _source(config: Config, task: str, method: str) -> dict:
     settings = run_settings(config, task, method)
     return {
         "settings": settings.digest(),
-        "steps": results.steps(config, task, method),
+        "steps": layout.epochs(config, task, method),
         "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
         "drawn_by": DRAWN_BY,
     }
@@ -115,27 +110,25 @@ def _same_source(path: Path, found: dict, wanted: dict) -> None:
 
 
 def _collected(config: Config, base: str, task: str, method: str, seed: int) -> dict[str, Any]:
-    run = results.run_folder(config, task, method, seed)
+    run = layout.run(config, task, method, seed)
     scores = pd.concat(results.run_scores(config, task, method, seed).values(), ignore_index=True)
     made = {"task": task, "method": method, "seed": seed, **_source(config, task, method), "base": base}
     if task == "geneval" and "reason" not in scores:
-        raise InputError(f"{run}/scores: images without `reason`; score them again with `star score`")
+        raise InputError(f"{run.folder}/scores: images without `reason`; score them again with `star score`")
     wrong = {"failure": scores["reason"].map(failure)} if task == "geneval" else {}
     made |= {"scores": _columns(scores[_SCORES].assign(**wrong)), "guards": _columns(results.guards(config, scores)[_GUARDS])}
     if method != "base":
-        trained = json.loads((run / "settings.json").read_text())
+        trained = json.loads(run.settings.read_text(encoding="utf-8"))
         wanted = run_settings(config, task, method).model_dump(mode="json")
         for section in ("rollout", "training", "allocation", "reward", "policy"):
             if trained[section] != wanted[section]:
-                raise InputError(
-                    f"{run}/settings.json: `{section}` differs from the configuration's; train again, or use that one"
-                )
-        made["environment"] = json.loads((run / "environment.json").read_text())
+                raise InputError(f"{run.settings}: `{section}` differs from the configuration's; train again, or use that one")
+        made["environment"] = json.loads(run.environment.read_text(encoding="utf-8"))
         made["metrics"] = _columns(results.run_metrics(config, task, method, seed).drop(columns=_RUN).dropna(axis=1, how="all"))
     if _looks_at_attributes(config, task, method):
-        made["attributes"] = _columns(results.read_scores(run / "global/scores.jsonl").drop(columns="filename"))
+        made["attributes"] = _columns(results.read_scores(run.attributes / "scores.jsonl").drop(columns="filename"))
         if method == "star":
-            made["maps"] = _columns(pd.read_csv(run / "global/map_statistics.csv"))
+            made["maps"] = _columns(pd.read_csv(run.attributes / "map_statistics.csv"))
     return made
 
 

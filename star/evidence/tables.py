@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import pandas as pd
 
-from star.analysis.results import steps
+from star import layout
 from star.analysis.statistics import PAIR, by_tag
 from star.config import Config, methods_of
 from star.evidence import estimates
@@ -33,7 +33,9 @@ def curves(config: Config, scores: pd.DataFrame, task: str, method: str, seeds: 
     of_task = scores[scores["task"] == task]
     of_task = of_task[of_task["seed"].isin(seeds_of(scores, task, method) if seeds is None else seeds)]
     base, own = of_task[of_task["method"] == "base"], of_task[of_task["method"] == method]
-    return {0: base} | {step: own[own["step"] == step] for step in (steps(config, task, method) if method != "base" else [])}
+    return {0: base} | {
+        step: own[own["step"] == step] for step in (layout.epochs(config, task, method) if method != "base" else [])
+    }
 
 
 def _differences(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

@@ -28,12 +28,12 @@ from star.config import Allocation, Compute, Policy
 from star.errors import InputError
 from star.flow.schedule import Schedule, log_prob, step_mean
 from star.hub import check as hub
+from star.layout import ADAPTER_FILE
 from star.models.attention import CoreColumns, Recorder, install
 from star.prompts.record import Prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ENCODED_AT_ONCE = 64  # prompts
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,13 @@ def _text(training: dict, summaries: dict[str, dict], config: Config) -> str:
     recipe, losses = training["recipe"], training["losses"]
     picked = [losses[i] for i in np.linspace(0, len(losses) - 1, min(8, len(losses))).astype(int)]
     tags = "\n".join(f"| {tag} | {value:.3f} |" for tag, value in summaries["geneval"]["tags"].items())
-    return f"""# The miniature base
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# The miniature base
 
 A Stable Diffusion 3 pipeline at toy size (64 x 64 pixels), made to try post-training on two CPU cores. It knows five shapes in
 five colours, counts to four, four relations, lettered plates and two backgrounds, and nothing else. Not for use on anything real.

@@ -1,12 +1,11 @@
 """Stage: prompt records of a task and split, from the configuration's world or from a file of the user's own."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from star.config import Config
 from star.errors import InputError
+from star.files import write_jsonl
 from star.prompts import own
 from star.prompts.record import Prompt
 from star.worlds.door import set_of, world
@@ -34,10 +33,6 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
 
 def write(config: Config, task: str, split: str, out: Path) -> int:
     """Write the prompt records of a task to `out`, atomically; returns how many. Raises InputError as `records`."""
-    lines = [json.dumps(record.as_dict(), ensure_ascii=False) + "\n" for record in records(config, task, split)]
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.replace(out)
+    lines = [record.as_dict() for record in records(config, task, split)]
+    write_jsonl(out, lines)
     return len(lines)

@@ -16,7 +16,8 @@ from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
 
 from star.errors import InputError
-from star.models.sd3 import ADAPTER_FILE
+from star.files import write_json
+from star.layout import ADAPTER_FILE, epoch_of
 from star.training.learner import Captured, Learner
 
 
@@ -70,20 +71,20 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
         "settings": digest,
         "sha256": files,
     }
-    (state / "progress.json").write_text(json.dumps(progress, indent=1))
+    write_json(state / "progress.json", progress)
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
 
 
 def _by_age(folder: Path) -> list[Path]:
     """The checkpoints under `folder`, the newest first."""
-    return sorted(folder.glob("step*"), key=lambda f: -int(f.name.removeprefix("step")))
+    return sorted((f for f in folder.glob("epoch*") if epoch_of(f) is not None), key=lambda f: -epoch_of(f))
 
 
 def prune(folder: Path, keep: int, published: set[int]) -> None:
     """Leave states of the newest `keep` checkpoints under `folder`; of the others the adapters of `published` epochs alone."""
     for checkpoint in _by_age(folder)[keep:]:
-        if int(checkpoint.name.removeprefix("step")) not in published:
+        if epoch_of(checkpoint) not in published:
             shutil.rmtree(checkpoint)
         elif (state := checkpoint / "state").exists():
             (state / "progress.json").unlink(missing_ok=True)  # first: a state without it is no state

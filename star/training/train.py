@@ -17,7 +17,9 @@ from star.allocation.columns import cut_prompts
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
+from star.files import write_json, write_text
 from star.flow.seeding import generator
+from star.layout import Run
 from star.models.sd3 import Encoded, Generator, origin
 from star.objectives.advantages import group_advantages
 from star.prompts.record import Prompt
@@ -99,9 +101,7 @@ def peak_memory(device: torch.device) -> int:
 def _keep_rows(file: Path, epochs: int) -> None:
     """Cut metrics of epochs that a resumed run does again."""
     rows = file.read_text().splitlines()[:epochs] if file.exists() else []
-    draft = file.with_name(f".{file.name}.tmp")
-    draft.write_text("".join(row + "\n" for row in rows))
-    draft.replace(file)
+    write_text(file, "".join(row + "\n" for row in rows))
 
 
 def plan(settings: RunSettings, seed: int, records: list[Prompt]) -> None:
@@ -129,19 +129,17 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
     processes = Processes()
     check(settings, records, processes.count)
     digest = f"{settings.digest()}-{origin(settings.policy)}"
-    training, checkpoints = settings.training, out / "checkpoints"
+    training, run = settings.training, Run(out)
+    checkpoints, metrics = run.checkpoints, run.metrics
     found = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, training.epochs, start_over))
     allocation = settings.allocation if settings.allocation.source != "none" else None
     policy = Generator(settings.policy, allocation, settings.compute)
     learner = Learner(policy, training, seed)
     done = checkpoint.resume(found, learner)
-    metrics = out / "metrics.jsonl"
     if processes.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "settings.json").write_text(settings.model_dump_json(indent=1))
-        (out / "environment.json").write_text(
-            json.dumps(environment(policy.device) | {"precision": str(policy.dtype)}, indent=1)
-        )
+        write_text(run.settings, settings.model_dump_json(indent=1))
+        write_json(run.environment, environment(policy.device) | {"precision": str(policy.dtype)})
         _keep_rows(metrics, done)
         lines = [*describe(settings, processes.count), describe_device(policy)]
         if cut := cut_prompts(policy.tokenizers(), records):
@@ -169,7 +167,7 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
             try:
                 row = train_epoch(settings, learner, records, empty, pool, processes, seed, epoch, first=epoch == done + 1)
             except Preempted as stop:
-                kept = checkpoints / f"step{epoch - 1}"
+                kept = run.checkpoint(epoch - 1)
                 if processes.rank == 0 and epoch > 1 and not kept.exists():
                     checkpoint.save(kept, learner, before, epoch - 1, digest)
                 processes.gather(None)  # a launcher kills all when one leaves
@@ -182,7 +180,7 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
             if training.max_kl is not None and row["kl"] > training.max_kl:
                 raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
             if epoch in published or (training.save_every and epoch % training.save_every == 0):
-                checkpoint.save(checkpoints / f"step{epoch}", learner, learner.capture(), epoch, digest)
+                checkpoint.save(run.checkpoint(epoch), learner, learner.capture(), epoch, digest)
                 checkpoint.prune(checkpoints, training.keep_states, published)
     processes.close()
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from star import layout
 from star.analysis import results
 from star.analysis.write import write
 from star.config import Config, parse
@@ -92,15 +93,15 @@ def _fill(config: Config) -> None:
     for task in config.tasks:
         for method in results.methods(config, task):
             for seed in config.seeds:
-                run = results.run_folder(config, task, method, seed)
+                run = layout.run(config, task, method, seed)
                 if method != "base":
-                    _jsonl(run / "metrics.jsonl", _metric_rows(method))
-                for step in results.steps(config, task, method):
+                    _jsonl(run.metrics, _metric_rows(method))
+                for step in layout.epochs(config, task, method):
                     rows = _score_rows(task, GAIN[method] * step / EPOCHS, seed)
-                    _jsonl(run / "scores" / f"step{step}.jsonl", rows)
-                    _guards(run / "guards" / f"step{step}.json", task, GAIN[method] * step / EPOCHS, len(rows))
+                    _jsonl(run.scores(step), rows)
+                    _guards(run.guards(step), task, GAIN[method] * step / EPOCHS, len(rows))
                     for row in rows[::IMAGES]:  # sample 0 is what the grid shows
-                        picture = run / "samples" / f"step{step}" / row["filename"]
+                        picture = run.samples(step) / row["filename"]
                         picture.parent.mkdir(parents=True, exist_ok=True)
                         Image.new("RGB", (8, 8), (step, 0, 0)).save(picture)
 
@@ -231,7 +232,7 @@ def test_a_method_of_one_task_is_tabulated_there_alone(tmp_path: Path):
 
 
 def _break_scores(config: Config, change: dict, method: str = "star") -> Path:
-    path = results.run_folder(config, "ocr", method, 3) / "scores/step10.jsonl"
+    path = layout.run(config, "ocr", method, 3).folder / "scores/epoch0010.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[-1] |= change
     _jsonl(path, rows)
@@ -249,27 +250,27 @@ def _refused(config: Config, *words: str) -> None:
 
 def test_scorers_are_not_mixed(config: Config):
     path = _break_scores(config, {"scorer": "another"})
-    _refused(config, str(path), str(results.run_folder(config, "ocr", "base", 0) / "scores/step0.jsonl"), "another")
+    _refused(config, str(path), str(layout.run(config, "ocr", "base", 0).folder / "scores/epoch0000.jsonl"), "another")
 
 
 def test_guards_of_different_models_are_not_mixed(config: Config):
-    path = results.run_folder(config, "ocr", "star", 3) / "guards/step4.json"
+    path = layout.run(config, "ocr", "star", 3).folder / "guards/epoch0004.json"
     path.write_text(path.read_text().replace("geneval-scorer", "another"))
     _refused(config, str(path), "`geneval`", "geneval-scorer", "another")
 
 
 def test_missing_guards_of_a_final_checkpoint_are_named_with_their_command(config: Config):
-    path = results.run_folder(config, "ocr", "star", 3) / "guards/step10.json"
+    path = layout.run(config, "ocr", "star", 3).folder / "guards/epoch0010.json"
     path.unlink()
     _refused(config, str(path), "star score --task ocr", f"--guards {path}")
-    (path.parent / "step4.json").unlink()
+    (path.parent / "epoch0004.json").unlink()
     _guards(path, "ocr", 0.375, 20)
     scores = results.scores(config)
     assert set(results.guards(config, scores).query("method == 'star' and task == 'ocr' and seed == 3")["step"]) == {8, 10}
 
 
 def test_other_prompts_are_refused(config: Config):
-    path = results.run_folder(config, "ocr", "star", 3) / "scores/step10.jsonl"
+    path = layout.run(config, "ocr", "star", 3).folder / "scores/epoch0010.jsonl"
     path.write_text(path.read_text().replace("ocr-00004", "ocr-00009"))
     _refused(config, str(path), "paired")
 
@@ -280,25 +281,25 @@ def test_scores_that_are_no_numbers_are_refused(config: Config, score: object):
 
 
 def test_missing_images_of_a_prompt_are_refused(config: Config):
-    path = results.run_folder(config, "ocr", "star", 3) / "scores/step10.jsonl"
+    path = layout.run(config, "ocr", "star", 3).folder / "scores/epoch0010.jsonl"
     _jsonl(path, [json.loads(line) for line in path.read_text().splitlines()][:-1])
     _refused(config, str(path), "different numbers of images")
 
 
 def test_a_missing_final_score_is_named_with_its_command(config: Config):
-    path = results.run_folder(config, "geneval", "random", 3) / "scores/step10.jsonl"
+    path = layout.run(config, "geneval", "random", 3).folder / "scores/epoch0010.jsonl"
     path.unlink()
     _refused(config, str(path), "star score --task geneval --images")
 
 
 def test_a_checkpoint_that_was_not_scored_is_left_out(config: Config):
-    (results.run_folder(config, "geneval", "random", 3) / "scores/step4.jsonl").unlink()
+    (layout.run(config, "geneval", "random", 3).folder / "scores/epoch0004.jsonl").unlink()
     scores = results.scores(config)
     assert set(scores.loc[scores["method"] == "random", "step"]) == {4, 8, 10}
 
 
 def test_unfinished_trainings_are_refused(config: Config):
-    path = results.run_folder(config, "ocr", "star", 0) / "metrics.jsonl"
+    path = layout.run(config, "ocr", "star", 0).folder / "metrics.jsonl"
     _jsonl(path, _metric_rows("star")[:-1])
     _refused(config, str(path), "9 of 10 epochs", "star train")
     path.unlink()
@@ -306,6 +307,6 @@ def test_unfinished_trainings_are_refused(config: Config):
 
 
 def test_a_missing_picture_is_named(config: Config):
-    picture = results.run_folder(config, "ocr", "star", 0) / "samples/step10/00000/samples/0000.png"
+    picture = layout.run(config, "ocr", "star", 0).folder / "samples/epoch0010/00000/samples/0000.png"
     picture.unlink()
     _refused(config, str(picture), "star sample")

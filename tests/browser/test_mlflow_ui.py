@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 import synthetic  # noqa: E402
 
-from star import tracking  # noqa: E402
-from star.analysis.results import methods, run_folder, steps  # noqa: E402
+from star import layout, tracking  # noqa: E402
+from star.analysis.results import methods  # noqa: E402
 from star.config import load  # noqa: E402
 
 METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
@@ -70,9 +70,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     runs = {}
     for method in methods(config, "ocr"):
         for seed in config.seeds:
-            run = run_folder(config, "ocr", method, seed)
-            (run / f"checkpoints/step{steps(config, 'ocr', method)[-1]}/adapter").mkdir(parents=True)
-            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "ocr", method, seed, run)
+            run = layout.run(config, "ocr", method, seed)
+            run.adapter(layout.epochs(config, "ocr", method)[-1]).mkdir(parents=True)
+            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "ocr", method, seed, run.folder)
     port = _free_port()
     mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--host", "127.0.0.1", "--port", str(port)]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]

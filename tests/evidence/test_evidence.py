@@ -79,7 +79,7 @@ def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
     found = _table(page, "evidence").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
     means = {}  # every seed's has the same number of pictures
     for method in ("star", "random"):
-        files = [results / f"evidence-miniature/ocr/{method}/seed{k}/scores/step32.jsonl" for k in (0, 1, 2)]
+        files = [results / f"evidence-miniature/ocr/{method}/seed{k}/scores/epoch0032.jsonl" for k in (0, 1, 2)]
         scores = [[json.loads(line)["score"] for line in file.read_text().splitlines()] for file in files]
         means[method] = np.mean(scores, axis=1)
     differences = means["star"] - means["random"]

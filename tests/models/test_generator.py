@@ -87,14 +87,14 @@ def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tm
         for i, p in enumerate(learner.parameters):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
     learner.ema = Ema(learner.parameters, 0.9, 1)
-    save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
+    save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
     x, prompt = torch.randn(2, *generator.latent_shape()), generator.encode(RECORDS)
     with torch.no_grad():
         expected = generator.velocity(x, 0.5, prompt, None)
         with generator.reference():
             base = generator.velocity(x, 0.5, prompt, None)
         fresh = Generator(_policy(random_base, guidance=1.0))
-        fresh.pipe.load_lora_weights(tmp_path / "step1" / "adapter")  # the user's line
+        fresh.pipe.load_lora_weights(tmp_path / "epoch0001" / "adapter")  # the user's line
         got = fresh.velocity(x, 0.5, prompt, None)
     assert (expected - base).abs().max() > 0.01
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -80,12 +80,12 @@ def test_the_tested_policy_is_the_trained_average_bit_for_bit(
 ) -> None:
     policy = _policy(random_base, precision, guidance)
     learner = _trained(policy)
-    checkpoint.save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
+    checkpoint.save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
     raw = _velocity(learner.policy)
     learner.ema.swap()
     averaged = _velocity(learner.policy)
     assert (averaged - raw).abs().max() > 1e-3  # else the test could not tell the average from the last weights
-    adapter = tmp_path / "step1" / "adapter"
+    adapter = tmp_path / "epoch0001" / "adapter"
     for folder in (adapter, _as_before(adapter, learner)):
         tested = Generator(policy)
         tested.load_adapter(folder)
@@ -98,8 +98,8 @@ def test_the_tested_policy_is_the_trained_average_bit_for_bit(
 
 def test_every_tool_loads_an_adapter_at_its_full_strength(random_base: Path, tmp_path: Path) -> None:
     learner = _trained(_policy(random_base))
-    checkpoint.save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
-    file = tmp_path / "step1/adapter" / ADAPTER_FILE
+    checkpoint.save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
+    file = tmp_path / "epoch0001/adapter" / ADAPTER_FILE
     weights = load_file(file)
     assert not [name for name in weights if "alpha" in name]  # diffusers' loaders refuse them, or count them twice
     resaved = tmp_path / "resaved"
@@ -172,7 +172,7 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
     monkeypatch.setattr(checkpoint, "save", save_and_draw)
     trainer.train(settings, 0, make.records(config, "pickscore", "train"), tmp_path / "run")
     drawn = {}
-    for name, adapter in (("base", []), ("trained", ["--adapter", str(tmp_path / "run/checkpoints/step2/adapter")])):
+    for name, adapter in (("base", []), ("trained", ["--adapter", str(tmp_path / "run/checkpoints/epoch0002/adapter")])):
         command = [
             "sample",
             "--config",

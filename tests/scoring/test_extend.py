@@ -62,7 +62,7 @@ def test_all_three_from_prompts_to_scores(mine: Path, random_base: Path):
     (row,) = metrics(mine / "run")
     assert 0 < row["reward_my_reward:brightness"] < 1
     assert row["reward_mean"] == pytest.approx(row["reward_pickscore"] + 0.5 * row["reward_my_reward:brightness"])
-    adapter = "run/checkpoints/step1/adapter"
+    adapter = "run/checkpoints/epoch0001/adapter"
     assert (
         cli.main(["sample", "--config", str(config), "--prompts", "test.jsonl", "--out", "images", "--adapter", adapter]) == 0
     )

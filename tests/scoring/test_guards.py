@@ -107,7 +107,7 @@ def test_command_writes_what_the_tables_read(tmp_path: Path, capsys: pytest.Capt
     d = next(descriptions("colors"))
     rng = np.random.default_rng(2)
     images = _folder(tmp_path / "images", "geneval", [d], [[render(compose(d, rng)) for _ in range(2)]])
-    out, guards = tmp_path / "scores.jsonl", tmp_path / "guards/step0.json"
+    out, guards = tmp_path / "scores.jsonl", tmp_path / "guards/epoch0000.json"
     command = ["score", "--task", "geneval", "--images", str(images), "--out", str(out), "--guards", str(guards)]
     assert cli.main(command) == 0
     assert out.exists() and "overall        1.0000" in capsys.readouterr().out
@@ -129,11 +129,11 @@ def test_command_writes_what_the_tables_read(tmp_path: Path, capsys: pytest.Capt
 )
 def test_broken_files_are_refused(change: dict, words: str, tmp_path: Path) -> None:
     good = {"images": 2, "features": "f", "diversity": None, "edge_density": 0.1, "color_entropy": 2.0, "cross": {}}
-    path = tmp_path / "step0.json"
+    path = tmp_path / "epoch0000.json"
     write(good, path)
     assert read_guards(path)[0] == ("diversity", None, 2, "f")
     path.write_text(json.dumps(good | change))
-    with pytest.raises(InputError, match=rf"step0\.json: {words}.*star score"):
+    with pytest.raises(InputError, match=rf"epoch0000\.json: {words}.*star score"):
         read_guards(path)
     path.write_text("{")
     with pytest.raises(InputError, match="not JSON"):

@@ -42,7 +42,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    out = tmp_path / "scores" / "step0.jsonl"
+    out = tmp_path / "scores" / "epoch0000.jsonl"
     result = score("geneval", images, out, SCORERS)
     lines = _lines(out)
     assert [line["filename"] for line in lines] == [f"{i:05d}/samples/{k:04d}.png" for i in range(12) for k in (0, 1)]
@@ -56,7 +56,7 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
     assert (result["images"], result["prompts"]) == (24, 12)
-    assert not out.with_name("step0.jsonl.partial").exists()
+    assert not out.with_name("epoch0000.jsonl.partial").exists()
     print_summary(result)
     printed = capsys.readouterr().out
     assert "24 images of 12 prompts" in printed and "0.5417" in printed and "color_attr" in printed

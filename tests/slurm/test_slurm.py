@@ -130,8 +130,8 @@ def test_a_cancelled_training_writes_a_checkpoint_and_goes_on_from_there(pipelin
 def test_the_results_are_those_of_a_local_run(pipelines: tuple[Pipeline, Pipeline]) -> None:
     submitted, local = pipelines
     assert len(local.metrics(RUN)) == EPOCHS and submitted.metrics(RUN) == local.metrics(RUN)
-    adapters = [f"checkpoints/step{n}/adapter/pytorch_lora_weights.safetensors" for n in (CHECKPOINT_EVERY, EPOCHS)]
-    files = [RUN / name for name in (*adapters, f"scores/step{EPOCHS}.jsonl")]
+    adapters = [f"checkpoints/epoch{n:04d}/adapter/pytorch_lora_weights.safetensors" for n in (CHECKPOINT_EVERY, EPOCHS)]
+    files = [RUN / name for name in (*adapters, f"scores/epoch{EPOCHS:04d}.jsonl")]
     for file in (*files, Path("results/slurm/tables/main.csv"), Path("results/slurm/tables/main.md")):
         assert (submitted.folder / file).read_bytes() == (local.folder / file).read_bytes(), file
 

@@ -58,7 +58,7 @@ def test_a_reward_that_is_not_finite(random_base: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(rolling.Processes, "in_order", spoilt)
     with pytest.raises(Diverged, match=r"reward is nan \(epoch 2, prompt '.+'\); weights are untouched"):
         trainer.train(settings, 0, records, tmp_path)
-    assert _epochs(tmp_path) == [1] and (tmp_path / "checkpoints/step1/state/progress.json").exists()
+    assert _epochs(tmp_path) == [1] and (tmp_path / "checkpoints/epoch0001/state/progress.json").exists()
     monkeypatch.undo()
     trainer.train(settings, 0, records, tmp_path)  # the last good state stands
     assert _epochs(tmp_path) == [1, 2, 3]
@@ -116,7 +116,7 @@ def test_the_command_says_it_in_one_line(
     assert main(command) == 1
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("star train: KL to the base is ") and "above training.max_kl = 1e-12 (epoch 2)" in printed
-    assert _epochs(tmp_path) == [1, 2] and [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step1"]
+    assert _epochs(tmp_path) == [1, 2] and [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["epoch0001"]
 
 
 def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_out(random_base: Path) -> None:
@@ -143,5 +143,5 @@ def test_float16_trains_with_a_ratio_of_one_and_keeps_its_scale_in_the_state(ran
     trainer.train(settings, 0, records, tmp_path)
     rows = metrics(tmp_path)
     assert all(row["ratio_max_deviation"] == 0.0 and row["grad_norm"] > 0 for row in rows)
-    kept = json.loads((tmp_path / "checkpoints/step2/state/progress.json").read_text())["scaler"]
+    kept = json.loads((tmp_path / "checkpoints/epoch0002/state/progress.json").read_text())["scaler"]
     assert kept["scale"] == 2**16 and kept["_growth_tracker"] == 2

@@ -57,7 +57,7 @@ def _metrics(folder: Path) -> list[dict]:
 
 
 def _adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "run/checkpoints/step3/adapter/pytorch_lora_weights.safetensors")
+    return load_file(folder / "run/checkpoints/epoch0003/adapter/pytorch_lora_weights.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +122,19 @@ def test_a_stopped_or_killed_process_ends_all_and_the_run_goes_on(
 ) -> None:
     command = _command(tmp_path, random_base, 2, "random", "compute={processes: 2}", "training.save_every=1")
     process = _start(command)
-    _wait_for(tmp_path / "run/checkpoints/step1/adapter", process)
+    _wait_for(tmp_path / "run/checkpoints/epoch0001/adapter", process)
     os.kill(_workers(process.pid)[1], signal.SIGTERM if "TERM" in how else signal.SIGKILL)
     printed = _finish(process)
     assert process.returncode != 0
     if "TERM" in how:
         assert "stopped by SIGTERM in epoch" in printed and "exitcode  : 75" in printed, printed
-    assert not (tmp_path / "run/checkpoints/step3").exists()
+    assert not (tmp_path / "run/checkpoints/epoch0003").exists()
     process = _start(command)
     printed = _finish(process)
     assert process.returncode == 0, printed
     for a, b in zip(_metrics(tmp_path), _metrics(alone), strict=True):
         assert a == pytest.approx(b, rel=2e-3, abs=1e-5)
-    assert sorted(f.name for f in (tmp_path / "run/checkpoints").iterdir()) == ["step3"]  # the others were for resuming
+    assert sorted(f.name for f in (tmp_path / "run/checkpoints").iterdir()) == ["epoch0003"]  # the others were for resuming
 
 
 def test_sigterm_alone_writes_the_last_whole_epoch_and_exits_75(random_base: Path, tmp_path: Path, alone: Path) -> None:

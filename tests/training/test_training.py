@@ -47,7 +47,7 @@ def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
 
 
 def _adapter(out: Path, epoch: int) -> dict[str, torch.Tensor]:
-    return load_file(out / f"checkpoints/step{epoch}/adapter/pytorch_lora_weights.safetensors")
+    return load_file(out / f"checkpoints/epoch{epoch:04d}/adapter/pytorch_lora_weights.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Pa
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/step1/adapter").exists():
+    while not (tmp_path / "run/checkpoints/epoch0001/adapter").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -284,7 +284,7 @@ def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline, killed = time.monotonic() + 240, 0
     while process.poll() is None and time.monotonic() < deadline:
-        if (tmp_path / "run/checkpoints/step1/adapter").exists():
+        if (tmp_path / "run/checkpoints/epoch0001/adapter").exists():
             killed += _kill_scorers(process)
         time.sleep(0.01)
     error = process.stderr.read().strip().splitlines()
@@ -302,10 +302,10 @@ def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
     random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], capsys: pytest.CaptureFixture
 ) -> None:
     _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
-    damaged = tmp_path / "checkpoints/step3/state/weights.safetensors"
+    damaged = tmp_path / "checkpoints/epoch0003/state/weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     rows = _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
-    assert "step3: damaged" in capsys.readouterr().err
+    assert "epoch0003: damaged" in capsys.readouterr().err
     assert numbers(rows) == numbers(scalar[1])
     with pytest.raises(InputError, match="other settings"):
         _train(random_base, tmp_path, "flow_grpo", "training.learning_rate=0.1")

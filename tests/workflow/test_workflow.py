@@ -38,8 +38,8 @@ elif stage == "score":
 elif stage == "train":
     training = yaml.safe_load(Path(given["--config"]).read_text())["training"]
     for step in range(training["checkpoint_every"], training["epochs"] + 1, training["checkpoint_every"]):
-        put(f"{given['--out']}/checkpoints/step{step}/state/progress.json")
-        put(f"{given['--out']}/checkpoints/step{step}/adapter/pytorch_lora_weights.safetensors")
+        put(f"{given['--out']}/checkpoints/epoch{step:04d}/state/progress.json")
+        put(f"{given['--out']}/checkpoints/epoch{step:04d}/adapter/pytorch_lora_weights.safetensors")
         if Path("stop").exists():
             sys.exit("stopped after the first checkpoint")
 elif stage == "sample":
@@ -48,7 +48,7 @@ elif stage == "sample":
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
-    assert Path("results/toy/geneval/star/seed1/guards/step4.json").exists()
+    assert Path("results/toy/geneval/star/seed1/guards/epoch0004.json").exists()
     for table in ("", "_learning", "_cost", "_guards", "_diagnostics", "_runs"):
         put(f"{given['--out']}/evidence/tables/evidence{table}.csv")
     for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
@@ -168,7 +168,7 @@ def test_changed_evaluation_trains_nothing(finished: Toy):
 
 def test_pictures_that_were_redone_are_scored_again(toy: Toy):
     # Their prompt list has the same content as before: going by checksums would keep the old scores.
-    (toy.folder / "results/toy/ocr/star/seed0/samples/step4/prompts.jsonl").touch()
+    (toy.folder / "results/toy/ocr/star/seed0/samples/epoch0004/prompts.jsonl").touch()
     jobs, _ = toy.planned()
     assert jobs == {"score": 1, "log": 1, "tables": 1, "log_tables": 1}
 
@@ -179,14 +179,14 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     (toy.folder / "stop").touch()
     failed = toy.snakemake(*changed)
     assert failed.returncode == 1 and "stopped after the first checkpoint" in failed.stdout, failed.stdout
-    assert (run / "checkpoints/step2/state/progress.json").exists() and not (run / "trained.sha256").exists()
+    assert (run / "checkpoints/epoch0002/state/progress.json").exists() and not (run / "trained.sha256").exists()
     # Snakemake took the checksums away; it must not be content with the old scores and tables.
     jobs, _ = toy.planned(*changed)
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
 
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
-    toy, scores = Toy(tmp_path), "results/toy/ocr/base/seed0/scores/step0.jsonl"
+    toy, scores = Toy(tmp_path), "results/toy/ocr/base/seed0/scores/epoch0000.jsonl"
     hub = ("--config", "policy={model: acme/base, revision: abc}", "--", scores)
     done = toy.snakemake(*hub)
     assert done.returncode == 0, done.stdout

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
-import os
 
 import yaml
 
-from star.config import DRAWN_BY, methods_of, published_epochs, run_settings
+from star import layout
+from star.config import DRAWN_BY, run_settings
 from star.evidence import questions
+from star.files import write_text
 from star.hub.fetch import needs
 from star.scoring import custom
 
-EXPERIMENT = Path(CONFIG.results) / CONFIG.experiment
-RUN = f"{EXPERIMENT}/{{task}}/{{method}}/seed{{seed}}"
+EXPERIMENT = layout.experiment(CONFIG)
+RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
+EPOCH = "epoch{epoch}"
+PROMPTS = layout.prompts(CONFIG, "{task}", "{split}")
+TEST_PROMPTS = layout.prompts(CONFIG, "{task}", CONFIG.evaluation.split)
 LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
 RESOLVED = EXPERIMENT / "config.yaml"
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
 NEEDS = "\n".join(needs(CONFIG))  # from the network
@@ -23,7 +26,7 @@ FETCHED_FILE = EXPERIMENT / f"fetched-{hashlib.sha256(NEEDS.encode()).hexdigest(
 # Fetching the same again reruns nothing. Needs that changed have another file: had they the same, Snakemake would stop at the
 # ancient file of a job that it is about to run, and not look at what lies behind it.
 FETCHED = [ancient(FETCHED_FILE)] if NEEDS else []
-TASKS, METHODS, SEEDS = list(CONFIG.tasks), list(CONFIG.methods), CONFIG.seeds
+METHODS = list(CONFIG.methods)
 
 # A conda environment brings its own python; otherwise it is the one that runs Snakemake.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
@@ -47,22 +50,18 @@ if PROCESSES > 1:
 
 
 wildcard_constraints:
-    task="|".join(TASKS),
+    task="|".join(CONFIG.tasks),
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
-    step=r"\d+",
+    epoch=r"\d\d\d\d+",
     split="train|validation|test|global",
 
 
 def write_resolved_config():
     """The configuration with all overrides and defaults, which the jobs read. Rules depend on `digest`, not on this file."""
     text = yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False)
-    if RESOLVED.exists() and RESOLVED.read_text() == text:
-        return
-    RESOLVED.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = RESOLVED.with_name(f".config.yaml.{os.getpid()}")
-    unfinished.write_text(text)
-    unfinished.replace(RESOLVED)
+    if not (RESOLVED.exists() and RESOLVED.read_text(encoding="utf-8") == text):
+        write_text(RESOLVED, text)
 
 
 def digest(*sections):
@@ -86,38 +85,29 @@ def digest(*sections):
     return of_job
 
 
-def steps(task, method):
-    """Epoch counts at which a run is sampled and scored."""
-    if method == "base":
-        return [0]
-    return sorted(published_epochs(run_settings(CONFIG, task, method).training))
-
-
-def run_folder(task, method, seed):
-    return RUN.format(task=task, method=method, seed=seed)
-
-
-def trained_file(task, method, seed):
-    return f"{run_folder(task, method, seed)}/trained.sha256"
-
-
 def trained(wildcards):
     """What a job on a trained method waits for; nothing for the untrained model."""
-    return [] if wildcards.method == "base" else [trained_file(wildcards.task, wildcards.method, wildcards.seed)]
+    return [] if wildcards.method == "base" else [run_of(wildcards).trained]
+
+
+def run_of(wildcards):
+    return layout.run(CONFIG, wildcards.task, wildcards.method, wildcards.seed)
+
+
+def epochs(wildcards):
+    return layout.epochs(CONFIG, wildcards.task, wildcards.method)
 
 
 def adapter_files(wildcards):
     """The adapters that a training must have left."""
-    run = run_folder(wildcards.task, wildcards.method, wildcards.seed)
-    return [f"{run}/checkpoints/step{n}/adapter/{ADAPTER_FILE}" for n in steps(wildcards.task, wildcards.method)]
+    return [run_of(wildcards).adapter(epoch) / layout.ADAPTER_FILE for epoch in epochs(wildcards)]
 
 
 def adapter_option(wildcards):
     """--adapter of the job's checkpoint, by default the last one; nothing for the untrained model."""
     if wildcards.method == "base":
         return ""
-    step = wildcards.get("step", steps(wildcards.task, wildcards.method)[-1])
-    return f"--adapter {run_folder(wildcards.task, wildcards.method, wildcards.seed)}/checkpoints/step{step}/adapter"
+    return f"--adapter {run_of(wildcards).adapter(int(wildcards.get('epoch', epochs(wildcards)[-1])))}"
 
 
 def weights(*folders):
@@ -131,42 +121,39 @@ def scorer_weights(*tasks):
     return own + (weights(CONFIG.scorers.pickscore_model) if "pickscore" in tasks else [])
 
 
-def scores(task, method, seed):
-    return [f"{run_folder(task, method, seed)}/scores/step{step}.jsonl" for step in steps(task, method)]
-
-
-def guards(task, method, seed):
-    return [f"{run_folder(task, method, seed)}/guards/step{step}.json" for step in steps(task, method)]
+def of_epochs(file, task, method, seed):
+    """A file of every tested epoch of a run; `file` is a method of layout.Run."""
+    run = layout.run(CONFIG, task, method, seed)
+    return [file(run, epoch) for epoch in layout.epochs(CONFIG, task, method)]
 
 
 def maps(task, method, seed):
     """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
     looks = run_settings(CONFIG, task, method).allocation.source == "attention"
-    return [f"{run_folder(task, method, seed)}/maps/maps.svg"] if looks and int(seed) == SEEDS[0] else []
+    return [layout.run(CONFIG, task, method, seed).maps / "maps.svg"] if looks and int(seed) == CONFIG.seeds[0] else []
 
 
-RUNS = [(task, method, seed) for task in TASKS for method in methods_of(CONFIG, task) for seed in SEEDS]
-RUNS_AND_BASE = [(task, "base", seed) for task in TASKS for seed in SEEDS] + RUNS
+RUNS, RUNS_AND_BASE = layout.runs(CONFIG, base=False), layout.runs(CONFIG)
 
 
 def all_prompts():
-    return expand(f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl", task=TASKS, split=["train", CONFIG.evaluation.split])
+    return [layout.prompts(CONFIG, task, split) for task in CONFIG.tasks for split in ("train", CONFIG.evaluation.split)]
 
 
 def all_trained():
-    return [trained_file(*run) for run in RUNS]
+    return [layout.run(CONFIG, *run).trained for run in RUNS]
 
 
 def all_samples():
-    return [f"{run_folder(*run)}/samples/step{step}/prompts.jsonl" for run in RUNS_AND_BASE for step in steps(*run[:2])]
+    return [folder / "prompts.jsonl" for run in RUNS_AND_BASE for folder in of_epochs(layout.Run.samples, *run)]
 
 
 def all_scores():
-    return [file for run in RUNS_AND_BASE for file in scores(*run)]
+    return [file for run in RUNS_AND_BASE for file in of_epochs(layout.Run.scores, *run)]
 
 
 def all_guards():
-    return [file for run in RUNS_AND_BASE for file in guards(*run)]
+    return [file for run in RUNS_AND_BASE for file in of_epochs(layout.Run.guards, *run)]
 
 
 def all_maps():
@@ -174,16 +161,16 @@ def all_maps():
 
 
 def all_logged():
-    return [f"{run_folder(*run)}/mlflow.done" for run in RUNS_AND_BASE]
+    return [layout.run(CONFIG, *run).logged for run in RUNS_AND_BASE]
 
 
 def all_attributes():
     """Scores and map statistics on prompts of global attributes, where the evidence can ask about them."""
     if not questions.asks_about_attributes(CONFIG):
         return []
-    runs = [run_folder("pickscore", method, seed) for method in questions.ATTRIBUTE_METHODS for seed in SEEDS]
-    maps = [f"{run_folder('pickscore', 'star', seed)}/global/map_statistics.csv" for seed in SEEDS]
-    return [f"{run}/global/scores.jsonl" for run in runs] + maps
+    runs = [layout.run(CONFIG, "pickscore", method, seed) for method in questions.ATTRIBUTE_METHODS for seed in CONFIG.seeds]
+    maps = [layout.run(CONFIG, "pickscore", "star", seed).attributes / "map_statistics.csv" for seed in CONFIG.seeds]
+    return [run.attributes / "scores.jsonl" for run in runs] + maps
 
 
 def evidence_figures():

@@ -5,10 +5,10 @@ use rule sample as sample_attributes with:
     input:
         trained,
         fetched=FETCHED,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/global.jsonl",
+        prompts=layout.prompts(CONFIG, "{task}", "global"),
         policy=weights(CONFIG.policy.model),
     output:
-        f"{RUN}/global/samples/prompts.jsonl",
+        RUN.attributes / "samples/prompts.jsonl",
     log:
         f"{LOGS}/sample_attributes/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -17,7 +17,7 @@ use rule sample as sample_attributes with:
         settings=digest("policy", "evaluation"),
         drawn_by=DRAWN_BY,
         config=RESOLVED,
-        images=f"{RUN}/global/samples",
+        images=str(RUN.attributes / "samples"),
         adapter=adapter_option,
     message:
         "Sampling prompts of global attributes with {wildcards.method}, seed {wildcards.seed}"
@@ -25,11 +25,11 @@ use rule sample as sample_attributes with:
 
 use rule score as score_attributes with:
     input:
-        f"{RUN}/global/samples/prompts.jsonl",
+        RUN.attributes / "samples/prompts.jsonl",
         fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task),
     output:
-        scores=f"{RUN}/global/scores.jsonl",
+        scores=RUN.attributes / "scores.jsonl",
     log:
         f"{LOGS}/score_attributes/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -37,7 +37,7 @@ use rule score as score_attributes with:
     params:
         settings=digest("scorers"),
         config=RESOLVED,
-        images=f"{RUN}/global/samples",
+        images=str(RUN.attributes / "samples"),
         guards="",
     message:
         "Scoring prompts of global attributes, {wildcards.method}, seed {wildcards.seed}"
@@ -47,10 +47,10 @@ use rule maps as map_statistics with:
     input:
         trained,
         fetched=FETCHED,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/global.jsonl",
+        prompts=layout.prompts(CONFIG, "{task}", "global"),
         policy=weights(CONFIG.policy.model),
     output:
-        f"{RUN}/global/map_statistics.csv",
+        RUN.attributes / "map_statistics.csv",
     log:
         f"{LOGS}/map_statistics/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -59,7 +59,7 @@ use rule maps as map_statistics with:
         settings=digest("policy", "rollout", "allocation"),
         drawn_by=DRAWN_BY,
         config=RESOLVED,
-        out=f"{RUN}/global",
+        out=str(RUN.attributes),
         adapter=adapter_option,
         what="--by-prompt",
     message:

@@ -6,18 +6,18 @@ localrules:  # one machine writes MLflow's database: file locks of network file 
 rule log:
     input:
         trained,
-        scores=lambda wildcards: scores(wildcards.task, wildcards.method, wildcards.seed),
-        guards=lambda wildcards: guards(wildcards.task, wildcards.method, wildcards.seed),
+        scores=lambda wildcards: of_epochs(layout.Run.scores, wildcards.task, wildcards.method, wildcards.seed),
+        guards=lambda wildcards: of_epochs(layout.Run.guards, wildcards.task, wildcards.method, wildcards.seed),
         maps=lambda wildcards: maps(wildcards.task, wildcards.method, wildcards.seed),
     output:
-        touch(f"{RUN}/mlflow.done"),
+        touch(RUN.logged),
     log:
         f"{LOGS}/log/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
         f"{BENCHMARKS}/log/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
         config=RESOLVED,
-        run=RUN,
+        run=str(RUN.folder),
     threads: 1
     resources:
         mem_mb=1500,

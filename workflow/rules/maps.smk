@@ -2,11 +2,11 @@ rule maps:
     input:
         trained,
         fetched=FETCHED,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
+        prompts=TEST_PROMPTS,
         policy=weights(CONFIG.policy.model),
     output:
-        report(f"{RUN}/maps/maps.svg", caption="../report/maps.rst", category="Allocation maps", labels={"task": "{task}"}),
-        f"{RUN}/maps/maps.png",
+        report(RUN.maps / "maps.svg", caption="../report/maps.rst", category="Allocation maps", labels={"task": "{task}"}),
+        RUN.maps / "maps.png",
     log:
         f"{LOGS}/maps/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -15,7 +15,7 @@ rule maps:
         settings=digest("policy", "rollout", "allocation"),
         drawn_by=DRAWN_BY,
         config=RESOLVED,
-        out=f"{RUN}/maps",
+        out=str(RUN.maps),
         adapter=adapter_option,
         what="",
     threads: 4 if GPUS else 1

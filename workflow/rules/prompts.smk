@@ -3,7 +3,7 @@ rule prompts:
         own=lambda wildcards: CONFIG.prompts.files.get(wildcards.task, {}).get(wildcards.split, []),
         fetched=FETCHED,
     output:
-        f"{EXPERIMENT}/prompts/{{task}}/{{split}}.jsonl",
+        PROMPTS,
     log:
         f"{LOGS}/prompts/{{task}}-{{split}}.log",
     benchmark:

@@ -4,19 +4,19 @@ rule sample:
     input:
         trained,
         fetched=FETCHED,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/{CONFIG.evaluation.split}.jsonl",
+        prompts=TEST_PROMPTS,
         policy=weights(CONFIG.policy.model),
     output:
-        f"{RUN}/samples/step{{step}}/prompts.jsonl",
+        RUN.samples(EPOCH) / "prompts.jsonl",
     log:
-        f"{LOGS}/sample/{{task}}-{{method}}-seed{{seed}}-step{{step}}.log",
+        f"{LOGS}/sample/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.log",
     benchmark:
-        f"{BENCHMARKS}/sample/{{task}}-{{method}}-seed{{seed}}-step{{step}}.tsv"
+        f"{BENCHMARKS}/sample/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
     params:
         settings=digest("policy", "evaluation"),
         drawn_by=DRAWN_BY,
         config=RESOLVED,
-        images=f"{RUN}/samples/step{{step}}",
+        images=str(RUN.samples(EPOCH)),
         adapter=adapter_option,
     threads: 4 if GPUS else 1
     resources:
@@ -26,7 +26,7 @@ rule sample:
     conda:
         "../../envs/star.yaml"
     message:
-        "Sampling the {CONFIG.evaluation.split} prompts of {wildcards.task} with {wildcards.method}, seed {wildcards.seed}, step {wildcards.step}"
+        "Sampling the {CONFIG.evaluation.split} prompts of {wildcards.task} with {wildcards.method}, seed {wildcards.seed}, epoch {wildcards.epoch}"
     shell:
         "{GPU_STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
         "--seed {wildcards.seed} --start-over > {log} 2>&1"

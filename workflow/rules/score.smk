@@ -1,20 +1,20 @@
 rule score:
     input:
-        f"{RUN}/samples/step{{step}}/prompts.jsonl",
+        RUN.samples(EPOCH) / "prompts.jsonl",
         fetched=FETCHED,
         scorers=lambda wildcards: scorer_weights(wildcards.task, "pickscore"),  # the guards look with PickScore
     output:
-        scores=f"{RUN}/scores/step{{step}}.jsonl",
-        guards=f"{RUN}/guards/step{{step}}.json",
+        scores=RUN.scores(EPOCH),
+        guards=RUN.guards(EPOCH),
     log:
-        f"{LOGS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.log",
+        f"{LOGS}/score/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.log",
     benchmark:
-        f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-step{{step}}.tsv"
+        f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
     params:
         settings=digest("scorers"),
         diversity=CONFIG.scorers.diversity,
         config=RESOLVED,
-        images=f"{RUN}/samples/step{{step}}",
+        images=str(RUN.samples(EPOCH)),
         guards=lambda wildcards, output: f"--guards {output.guards}",
     threads: 4 if GPUS else 1
     resources:
@@ -24,7 +24,7 @@ rule score:
     conda:
         SCORING
     message:
-        "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, step {wildcards.step}"
+        "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, epoch {wildcards.epoch}"
     shell:
         "{GPU_STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
         "{params.guards} > {log} 2>&1"

@@ -4,11 +4,11 @@ rule train:
     # they belong to other settings).
     input:
         fetched=FETCHED,
-        prompts=f"{EXPERIMENT}/prompts/{{task}}/train.jsonl",
+        prompts=layout.prompts(CONFIG, "{task}", "train"),
         policy=weights(CONFIG.policy.model),
         scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].reward),
     output:
-        f"{RUN}/trained.sha256",
+        RUN.trained,
     log:
         f"{LOGS}/train/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
@@ -16,7 +16,7 @@ rule train:
     params:
         settings=digest("prompts", "reward", "policy", "rollout", "training", "allocation", "scorers"),
         config=RESOLVED,
-        run=RUN,
+        run=str(RUN.folder),
         adapters=adapter_files,
     wildcard_constraints:
         method="|".join(METHODS),
