@@ -1,7 +1,7 @@
 """Flow-GRPO (arXiv 2505.05470) with the advantage allocated in space, in two forms, which are ours (docs/method.md).
 
-`weighted`: one ratio a sample, of log-probabilities `spread` by the map, into `clipped_loss`. `per_location`: a ratio and a clip
-at every location, `clipped_loss_by_location`. Both have the same gradient where the ratio is 1.
+`weighted`: one ratio a sample, of log-probabilities `spread` by the map, into `clipped_loss`. `per_location`: a ratio and a
+clip at every location, `clipped_loss_by_location`. Both have the same gradient where the ratio is 1.
 
 Shapes: M micro-batch, H W latent grid.
 """
