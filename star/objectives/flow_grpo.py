@@ -15,10 +15,12 @@ import torch
 from star.allocation.spread import spread
 from star.config import Allocation, Training
 from star.flow.schedule import log_prob, reference_kl, step_mean
+from star.objectives.advantages import group_advantages
 from star.objectives.door import Terms, Transition, Velocities
 
 if TYPE_CHECKING:
     from star.training.epoch import Epoch
+    from star.training.learner import Learner
     from star.training.rollout import Rollouts
 
 
@@ -42,9 +44,9 @@ def clipped_loss_by_location(
 class FlowGrpo:
     """The clipped surrogate on the trained steps, and the KL to the untrained model."""
 
-    noisy_rollouts = True
+    noisy = True
+    keeps_old_means = False
     drops_zero_advantage = True
-    ratio_starts_at_one = True
     idle = dict.fromkeys(("ratio_mean", "ratio_min", "ratio_max"), 1.0) | dict.fromkeys(
         ("loss", "policy_loss", "kl", "approximate_kl", "clip_fraction", "ratio_max_deviation"), 0.0
     )
@@ -53,7 +55,18 @@ class FlowGrpo:
         self.by_location = allocation.objective == "per_location"
         self.clip_range = training.location_clip_range if self.by_location else training.clip_range
         self.kl_weight = training.kl_beta
+        self.advantage_clip = training.advantage_clip
         self.asks = frozenset({"reference"} if training.kl_beta > 0 else ())
+        # A GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate).
+        self.ratio_off_one = max(self.clip_range / 10, 1e-5)
+
+    def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
+        """Group-relative advantages, float64 [B]."""
+        return group_advantages(reward_B, group_B, self.advantage_clip)
+
+    def points_a_sample(self, epoch: "Epoch") -> int:
+        """One a trained step."""
+        return len(epoch.trained)
 
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Transition]:
         """The transitions of the trained steps of some rollouts of the epoch."""
@@ -62,23 +75,17 @@ class FlowGrpo:
             yield Transition(
                 index=s,
                 step=t,
-                sigma=epoch.schedule.sigma[t].item(),
+                schedule=epoch.schedule,
                 x=rollouts.latents_RSCHW[places, s],
                 x_next=rollouts.latents_RSCHW[places, s + 1],
                 old_log_prob=rollouts.log_prob_RTHW[places, s],
             )
 
     def terms(
-        self,
-        epoch: "Epoch",
-        point: Transition,
-        *,
-        velocities: Velocities,
-        advantage_M: torch.Tensor,
-        map_MHW: torch.Tensor | None,
+        self, point: Transition, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None
     ) -> Terms:
         """Policy loss and KL of every sample at one transition."""
-        schedule, t = epoch.schedule, point.step
+        schedule, t = point.schedule, point.step
         mean = step_mean(schedule, t, point.x, velocities.new)
         new_MHW, old_MHW = log_prob(schedule, t, point.x_next, mean), point.old_log_prob
         if self.by_location:
@@ -100,3 +107,6 @@ class FlowGrpo:
             },
             ratio=ratio,
         )
+
+    def end_epoch(self, learner: "Learner", epoch: int) -> None:
+        """Nothing: the rollouts of the next epoch are those of the policy as it is."""

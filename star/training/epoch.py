@@ -17,7 +17,6 @@ from star.config import Allocation, Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
 from star.models.door import Text
-from star.objectives.advantages import group_advantages
 from star.objectives.door import Objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
@@ -136,12 +135,13 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
 
     # Advantages and maps.
     began = time.perf_counter()
-    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, settings.training.advantage_clip)
+    advantage_B = session.objective.advantages(rollouts.reward_B, rollouts.prompt_B)
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
     # The update.
     row = update_policy(session, epoch, rollouts, advantage_B=advantage_B, map_RTHW=map_RTHW, expect_ratio_one=first)
+    session.objective.end_epoch(session.learner, number)
     updated = time.perf_counter()
 
     reward_B = rollouts.reward_B

@@ -83,7 +83,7 @@ def velocities_at(policy: Policy, point: Transition, text: Text, objective: Obje
     if "reference" in objective.asks:
         with torch.no_grad(), policy.reference():
             reference = policy.velocity(point.x, point.sigma, text)
-    return Velocities(new, reference)
+    return Velocities(new, reference=reference)
 
 
 def accumulate(
@@ -102,7 +102,7 @@ def accumulate(
     """
     learner, objective, processes = session.learner, session.objective, session.processes
     policy, device = learner.policy, learner.policy.device
-    total = sum(processes.gather(sum(count for _, count in batches))) * len(epoch.trained)
+    total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch)
     meter = Meter(epoch.number)
     for rows_M, count in batches:
         processes.stop_if_asked()
@@ -113,13 +113,8 @@ def accumulate(
         for point in objective.points(epoch, rollouts, rows_M):
             point = point.to(device)
             map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
-            terms = objective.terms(
-                epoch,
-                point,
-                velocities=velocities_at(policy, point, text, objective),
-                advantage_M=advantage_M,
-                map_MHW=map_MHW,
-            )
+            velocities = velocities_at(policy, point, text, objective)
+            terms = objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=map_MHW)
             sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
             loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
             learner.backward(loss)
@@ -154,18 +149,10 @@ def update_policy(
     for u, dealt in enumerate(updates):
         meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
         meter.require_finite()
-        if expect_ratio_one and u == 0 and objective.ratio_starts_at_one:
-            meter.require_ratio_one(_allowed(objective, learner.policy.device))
+        if expect_ratio_one and u == 0:
+            meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)
         grad_norm, update_norm = learner.step(settings.training, epoch.number)
         meter.note(grad_norm=grad_norm, update_norm=update_norm)
         seen.extend(meter)
     return objective.idle | seen.row(processes)
-
-
-def _allowed(objective: Objective, device: torch.device) -> float:
-    """How far off 1 a ratio may be before the first update.
-
-    A GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate).
-    """
-    return max(objective.clip_range / 10, 1e-5) if device.type == "cuda" else 0.0
