@@ -79,6 +79,7 @@ class FlowGrpo:
                 x=rollouts.latents_RSCHW[places, s],
                 x_next=rollouts.latents_RSCHW[places, s + 1],
                 old_log_prob=rollouts.log_prob_RTHW[places, s],
+                old_mean=None if rollouts.mean_RTCHW is None else rollouts.mean_RTCHW[places, s],
             )
 
     def terms(

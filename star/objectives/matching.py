@@ -6,6 +6,7 @@ Shapes: M micro-batch, C latent channels, H W latent grid, K times a sample. Sou
 (docs/method.md).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Noised:
     sigma: torch.Tensor
     x0: torch.Tensor
     noise: torch.Tensor
+
+    @property
+    def step(self) -> int:
+        """The number of the time, which stands for a denoising step in messages."""
+        return self.index
 
     @property
     def x(self) -> torch.Tensor:
@@ -50,7 +56,7 @@ def strata(levels: int, times: int) -> list[range]:
     if times > levels:
         raise ValueError(f"{times} times do not fit into {levels} noise levels")
     edges = [k * levels // times for k in range(times + 1)]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def noised_points(
