@@ -1,21 +1,26 @@
 """Advantage weighted matching (arXiv 2509.25050): the flow-matching loss as log-probability, with the map inside it (ours).
 
 l(M) = mean of M (v - v*)^2. The published log-probability is -g(l); here its slope g' is taken from the unweighted l, without
-gradient, so that a map does not change the weight of its own sample: logp = -sg(g'(l)) l(M). The gradient at the policy itself is
-the published one for M = 1. The ratio is 1 there, as in the published single update an epoch.
+gradient, so that a map does not change the weight of its own sample: logp = -sg(g'(l)) l(M). The gradient at the policy itself
+is the published one for M = 1. The ratio is 1 there, as in the published single update an epoch.
 
 Shapes: M micro-batch, C latent channels, H W latent grid.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from star.objectives.advantages import group_advantages
 from star.objectives.door import Terms, Velocities
-from star.objectives.matching import Noised, squared, velocity_distance
+from star.objectives.matching import Noised, rollout_points, squared, trained_levels, velocity_distance
 
 if TYPE_CHECKING:
-    from star.config import Awm
+    from star.config import Awm as Settings
+    from star.training.epoch import Epoch
+    from star.training.rollout import Rollouts
 
 _TINY = 1e-10  # of the published `ghuber`
 
@@ -34,9 +39,27 @@ def slope(loss_M: torch.Tensor, t_M: torch.Tensor, weighting: str, power: float)
 class Awm:
     """Flow matching of the rollouts, weighted by their advantage; anchors to the base and to a policy that follows."""
 
-    def __init__(self, settings: "Awm") -> None:
+    noisy, sampled_by_old, keeps_old_means = False, False, False
+    idle = dict.fromkeys(("loss", "policy_loss", "kl", "old_distance", "matching_loss"), 0.0)
+    ratio_off_one = 0.0
+
+    def __init__(self, settings: "Settings") -> None:
         self.settings = settings
-        self.asks = frozenset({"old"} | ({"reference"} if settings.kl_weight > 0 else set()))
+        self.drops_zero_advantage = settings.drop_equal_groups
+        self.asks = frozenset({"old", "reference"} if settings.kl_weight > 0 else {"old"})
+
+    def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
+        """Group-relative advantages, float64 [B]."""
+        return group_advantages(reward_B, group_B, self.settings.advantage_clip)
+
+    def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
+        """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
+        levels = trained_levels(epoch, self.settings.skip_first)
+        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch))
+
+    def points_a_sample(self, epoch: "Epoch") -> int:
+        """The setting, or all noise levels."""
+        return self.settings.times or len(trained_levels(epoch, self.settings.skip_first))
 
     def terms(self, point: Noised, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The loss of every sample at a noised point, and its distances to the two anchors."""
@@ -53,7 +76,6 @@ class Awm:
             parts["kl"] = (self.settings.kl_weight, velocity_distance(velocities.new, velocities.reference))
         return Terms(parts, means={"matching_loss": plain_M})
 
-
-def old_policy_decay(epoch: int, rate: float, most: float) -> float:
-    """The published schedule of the policy that follows: min(rate x epoch, most)."""
-    return min(rate * epoch, most)
+    def end_epoch(self, learner: "Learner", epoch: int) -> None:
+        """Let the anchor follow the policy, as published: it keeps min(old_rate x epoch, old_most) of itself."""
+        learner.move_old(min(self.settings.old_rate * epoch, self.settings.old_most))

@@ -80,6 +80,7 @@ class Objective(Protocol):
 
     asks: frozenset[str]  # at a point, beside the policy's velocity: "old", "reference"
     noisy: bool  # rollouts carry noise in the trained steps, with log-probabilities; else only clean latents are kept
+    sampled_by_old: bool  # the old policy samples the rollouts
     keeps_old_means: bool  # rollouts keep the means of their transitions
     drops_zero_advantage: bool
     ratio_off_one: float  # how far off 1 a GPU's ratio may be before the first update; a CPU's may not

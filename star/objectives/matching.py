@@ -9,11 +9,17 @@ Shapes: M micro-batch, C latent channels, H W latent grid, K times a sample. Sou
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from star.allocation.spread import spread
 from star.flow.seeding import rng
+
+if TYPE_CHECKING:
+    from star.training.epoch import Epoch
+    from star.training.rollout import Rollouts
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,20 @@ def strata(levels: int, times: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
+def trained_levels(epoch: "Epoch", skip_first: bool = False) -> torch.Tensor:
+    """The noise levels that may be trained, float32: the sampler's own in the epoch's trained range."""
+    return epoch.schedule.sigma[epoch.trained.start + skip_first : epoch.trained.stop]
+
+
+def rollout_points(
+    epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray, *, levels: torch.Tensor, times: int
+) -> Iterator[Noised]:
+    """The points of some clean rollouts of the epoch; (seed, epoch, prompt, rollout) name their random numbers."""
+    size = len(rollouts.prompt_B) // len(epoch.prompts)
+    names = [(epoch.seed, epoch.number, epoch.ids[row // size], int(row % size)) for row in rows]
+    return noised_points(rollouts.latents_RSCHW[rollouts.places(rows), -1], names, sigmas=levels, times=times)
+
+
 def noised_points(
     x0_MCHW: torch.Tensor, names: list[tuple[int | str, ...]], *, sigmas: torch.Tensor, times: int
 ) -> Iterator[Noised]:
@@ -91,3 +111,15 @@ def squared(error_MCHW: torch.Tensor, map_MHW: torch.Tensor | None = None) -> to
 def velocity_distance(a_MCHW: torch.Tensor, b_MCHW: torch.Tensor) -> torch.Tensor:
     """The mean squared difference of two velocities, [M]; the KL to a reference up to a factor (Girsanov)."""
     return ((a_MCHW - b_MCHW) ** 2).mean((1, 2, 3))
+
+
+def old_policy_decay(schedule: str, epoch: int) -> float:
+    """How much of the old policy stays after an epoch: DiffusionNFT's types 0 to 2 as `none`, `ramp` and `late_ramp`.
+
+    `none` 0, `ramp` min(0.001 epoch, 0.5), `late_ramp` 0 before epoch 75, then min(0.0075 (epoch - 75), 0.999).
+    """
+    if schedule == "none":
+        return 0.0
+    if schedule == "ramp":
+        return min(0.001 * epoch, 0.5)
+    return 0.0 if epoch < 75 else min(0.0075 * (epoch - 75), 0.999)

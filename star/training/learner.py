@@ -1,7 +1,7 @@
 """What an update changes: the adapter, its average, the optimizer and, in float16, the loss scale."""
 
 import itertools
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +76,9 @@ class Learner:
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
 
-    def sampling_weights(self) -> AbstractContextManager:
-        """Inside, the policy has the old policy's weights, where there is one."""
-        return self.policy.using(self.old) if self.old else nullcontext()
+    def old_policy(self) -> AbstractContextManager:
+        """Inside, the policy has the old policy's weights."""
+        return self.policy.using(self.old)
 
     @torch.no_grad()
     def move_old(self, decay: float) -> None:

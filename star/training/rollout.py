@@ -6,6 +6,7 @@ h w token grid.
 
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
     for rows in batches:
         processes.stop_if_asked()
         prompts = [epoch.prompts[p] for p in prompt_B[rows]]
-        with session.learner.sampling_weights():
+        with session.learner.old_policy() if session.objective.sampled_by_old else nullcontext():
             batch = _sample_batch(session, epoch, rows)
         _require_finite_latents(batch.latents_BSCHW, prompts, epoch.number)
         pictures = model.decode(batch.latents_BSCHW[:, -1])

@@ -81,7 +81,7 @@ def velocities_at(learner: Learner, point: Point, text: Text, *, asks: frozenset
     """The policy's velocity at a point, with gradient, and what else is asked for, without; the old policy's pass is recorded."""
     policy, old, reference = learner.policy, None, None
     if "old" in asks:
-        with torch.no_grad(), policy.using(learner.old):
+        with torch.no_grad(), learner.old_policy():
             old = policy.velocity(point.x, point.sigma, text, recorder)
     if "reference" in asks:
         with torch.no_grad(), policy.reference():
