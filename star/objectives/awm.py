@@ -20,6 +20,7 @@ from star.objectives.matching import Noised, rollout_points, squared, trained_le
 if TYPE_CHECKING:
     from star.config import Awm as Settings
     from star.training.epoch import Epoch
+    from star.training.learner import Learner
     from star.training.rollout import Rollouts
 
 _TINY = 1e-10  # of the published `ghuber`

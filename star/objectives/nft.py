@@ -16,11 +16,21 @@ import torch
 
 from star.objectives.advantages import group_advantages
 from star.objectives.door import Terms, Velocities
-from star.objectives.matching import Noised, normaliser, rollout_points, squared, trained_levels, velocity_distance, x0_error
+from star.objectives.matching import (
+    Noised,
+    normaliser,
+    old_policy_decay,
+    rollout_points,
+    squared,
+    trained_levels,
+    velocity_distance,
+    x0_error,
+)
 
 if TYPE_CHECKING:
     from star.config import Nft as Settings
     from star.training.epoch import Epoch
+    from star.training.learner import Learner
     from star.training.rollout import Rollouts
 
 

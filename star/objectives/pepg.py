@@ -28,6 +28,7 @@ from star.objectives.matching import (
 if TYPE_CHECKING:
     from star.config import Pepg as Settings
     from star.training.epoch import Epoch
+    from star.training.learner import Learner
     from star.training.rollout import Rollouts
 
 

@@ -78,7 +78,7 @@ def fetch(
 
 
 def velocities_at(learner: Learner, point: Point, text: Text, *, asks: frozenset[str], recorder: Recorder | None) -> Velocities:
-    """The policy's velocity at a point, with gradient, and what else is asked for, without; the old policy's pass is recorded."""
+    """The policy's velocity at a point, with gradient, and what else is asked for; the old policy's pass is recorded."""
     policy, old, reference = learner.policy, None, None
     if "old" in asks:
         with torch.no_grad(), learner.old_policy():
