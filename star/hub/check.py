@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -116,3 +117,16 @@ def load(
         raise InputError(f"{key}: {source} {refused}")
     print(f"fetching {source} for {key} into {constants.HF_HUB_CACHE}", file=sys.stderr)
     return cls.from_pretrained(source, revision=revision, **settings)
+
+
+def file(source: str, revision: str | None, key: str, name: str) -> Path:
+    """The file `name` of a repository, from the cache or else the hub. Raises InputError as `load`, and where there is none."""
+    try:
+        return Path(hf_hub_download(source, name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    if refused := refusal(source, revision, answer := ask(source, revision, name)):
+        raise InputError(f"{key}: {source} {refused}")
+    if isinstance(answer, EntryNotFoundError):
+        raise InputError(f"{key}: {source} has no {name} at {revision}; name another repository or commit")
+    return Path(hf_hub_download(source, name, revision=revision))

@@ -1,35 +1,67 @@
-"""The clipped policy objective with spatially allocated log-probabilities, in two forms. Source: ours (method section 3).
+"""Flow-GRPO (arXiv 2505.05470) with the advantage allocated in space (docs/method.md).
 
-`weighted`: one ratio a sample, of `allocate`d log-probabilities, into `clipped_loss`. `per_location`: a ratio and a clip at
-every location, `clipped_loss_by_location`. Both have the same gradient where the ratio is 1.
-
-Shapes: B samples, H W latent grid.
+Shapes: M micro-batch, B rollouts of the epoch, H W latent grid.
 """
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 
+from star.allocation.spread import spread
+from star.config import Allocation, Training
+from star.flow.schedule import log_prob, step_mean
+from star.objectives import trajectory
+from star.objectives.advantages import group_advantages
+from star.objectives.door import Terms, Transition, Velocities
+from star.objectives.trajectory import clipped_loss, clipped_loss_by_location
 
-def allocate(log_prob_BHW: torch.Tensor, M_BHW: torch.Tensor | None) -> torch.Tensor:
-    """One log-probability a sample, [B]: the mean over locations of M times the location's log-probability.
-
-    Without a map this is Flow-GRPO's scalar log-probability; a map of ones gives the same bits.
-    """
-    weighted = log_prob_BHW if M_BHW is None else M_BHW * log_prob_BHW
-    return weighted.mean((1, 2))
-
-
-def clipped_loss(
-    advantage_B: torch.Tensor, new_B: torch.Tensor, old_B: torch.Tensor, clip_range: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped loss a sample and the ratio, both [B] (Flow-GRPO, method section 2)."""
-    ratio_B = torch.exp(new_B - old_B)
-    clipped_B = ratio_B.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantage_B * ratio_B, -advantage_B * clipped_B), ratio_B
+if TYPE_CHECKING:
+    from star.training.epoch import Epoch
+    from star.training.learner import Learner
+    from star.training.rollout import Rollouts
 
 
-def clipped_loss_by_location(
-    advantage_B: torch.Tensor, new_BHW: torch.Tensor, old_BHW: torch.Tensor, M_BHW: torch.Tensor, clip_range: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss a sample, [B], as the mean over locations of M times PPO's clipped loss there; and the ratios, [B, H, W]."""
-    loss_BHW, ratio_BHW = clipped_loss(advantage_B[:, None, None], new_BHW, old_BHW, clip_range)
-    return (M_BHW * loss_BHW).mean((1, 2)), ratio_BHW
+class FlowGrpo:
+    """The clipped surrogate on the trained steps, and the KL to the untrained model."""
+
+    noisy, sampled_by_old, keeps_old_means = True, False, False
+    drops_zero_advantage = True
+    idle = trajectory.IDLE
+
+    def __init__(self, training: Training, allocation: Allocation) -> None:
+        self.by_location = allocation.objective == "per_location"
+        self.clip_range = training.location_clip_range if self.by_location else training.clip_range
+        self.ratio_off_one = trajectory.ratio_off_one(self.clip_range)
+        self.kl_weight, self.advantage_clip = training.kl_beta, training.advantage_clip
+        self.asks = frozenset({"reference"} if training.kl_beta > 0 else ())
+
+    def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
+        """Group-relative advantages, float64 [B]."""
+        return group_advantages(reward_B, group_B, self.advantage_clip)
+
+    def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Transition]:
+        """The transitions of the trained steps."""
+        return trajectory.transitions(epoch, rollouts, rows)
+
+    def points_a_sample(self, epoch: "Epoch") -> int:
+        """One a trained step."""
+        return len(epoch.trained)
+
+    def terms(
+        self, point: Transition, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None
+    ) -> Terms:
+        """Policy loss and KL of every sample at one transition."""
+        mean = step_mean(point.schedule, point.step, point.x, velocities.new)
+        new_MHW, old_MHW = log_prob(point.schedule, point.step, point.x_next, mean), point.old_log_prob
+        if self.by_location:
+            loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, self.clip_range)
+        else:
+            loss_M, ratio = clipped_loss(advantage_M, spread(new_MHW, map_MHW), spread(old_MHW, map_MHW), self.clip_range)
+        terms = trajectory.terms(point, mean, velocities, loss_M=loss_M, ratio=ratio, kl=self.kl_weight)
+        terms.means["clip_fraction"] = trajectory.clipped_share(ratio, self.clip_range)
+        return terms
+
+    def end_epoch(self, learner: "Learner", epoch: int) -> None:
+        """Nothing: the rollouts of the next epoch are those of the policy as it is."""

@@ -1,21 +1,25 @@
 """`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
-import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from star.allocation.columns import cut_prompts
+from star.allocation.columns import core_columns
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
+from star.allocation.sources import Observation
 from star.allocation.spread import token_shares
-from star.config import RunSettings
+from star.config import Allocation, RunSettings
 from star.errors import InputError
+from star.flow.sampler import Trajectory, denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import Generator
+from star.models.adapter import load_adapter
+from star.models.attention import Recorder
+from star.models.door import FlowModel, load_model
 from star.prompts.record import Prompt, read
 from star.worlds.door import world
 
@@ -45,21 +49,19 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     allocation, steps = settings.allocation, settings.rollout.steps
     _check_blocks(settings)
     records = _spread(read(prompts), count)
-    generator, schedule = _ready(settings, adapter, records)
-    shape = (1, *generator.latent_shape())
-    starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in records])
-    trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
+    model, schedule = _ready(settings, adapter, allocation.blocks)
+    trajectory = _sampled(model, schedule, records, settings.allocation, seed)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
-    final = generator.decode(latents[:, -1])
+    final = model.decode(latents[:, -1])
     regions = world(settings.prompts.world).regions(final)
-    region_Bhw = None if regions is None else token_shares(regions, raw_BTOhw.shape[-2:])
+    region_Bhw = None if regions is None else token_shares(regions, model.geometry.tokens)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
     for t in tqdm(used, desc="maps", disable=None):
         v = (latents[:, t + 1] - latents[:, t]) / schedule.coef_v[t]
-        pictures.append(generator.decode(latents[:, t] - schedule.sigma[t] * v))
+        pictures.append(model.decode(latents[:, t] - schedule.sigma[t] * v))
 
     columns = len(used) + 1
     figure, axes = plt.subplots(
@@ -113,10 +115,12 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     if world(settings.prompts.world).regions([]) is None:
         raise InputError(f"--localisation: nobody knows the true objects of {settings.prompts.world}")
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter, records)
-    every = generator.transformer.config.num_layers
-    generator.record_blocks(range(every))
-    raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
+    model, schedule = _ready(settings, adapter, ())
+    every = len(model.blocks)
+    allocation = settings.allocation.model_copy(update={"blocks": list(range(every))})
+    model.watch(allocation.blocks, allocation.heads)
+    settings = settings.model_copy(update={"allocation": allocation})
+    raw_BTOhw, region_Bhw = _watch(model, schedule, records, settings, seed)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(
         {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
@@ -136,8 +140,8 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
         raise InputError(f"--by-prompt: nobody knows the true objects of {settings.prompts.world}")
     _check_blocks(settings)
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter, records)
-    raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
+    model, schedule = _ready(settings, adapter, settings.allocation.blocks)
+    raw_BTOhw, region_Bhw = _watch(model, schedule, records, settings, seed)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
     rows = []
@@ -154,37 +158,43 @@ def _check_blocks(settings: RunSettings) -> None:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
 
-def _ready(settings: RunSettings, adapter: Path | None, records: list[Prompt]) -> tuple[Generator, Schedule]:
-    """The generator with an adapter's weights, if any, and the noise levels of its ODE; says which prompts are cut."""
-    generator = Generator(settings.policy, settings.allocation, settings.compute)
-    if cut := cut_prompts(generator.tokenizers(), records):
-        print(cut, file=sys.stderr)
+def _ready(settings: RunSettings, adapter: Path | None, blocks: Sequence[int]) -> tuple[FlowModel, Schedule]:
+    """The model with an adapter's weights, if any, its blocks ready to be recorded, and the noise levels of its ODE."""
+    model = load_model(settings.policy, settings.compute)
+    model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
-        generator.load_adapter(adapter)
-    return generator, make_schedule(generator.pipe.scheduler, settings.rollout.steps, 0.0)
+        load_adapter(model, adapter)
+    return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 
 
 def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, seed: int) -> torch.Tensor:
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
-    batch, steps = raw_BTOhw.shape[:2]
-    places_BThw = torch.randn((batch, steps, *raw_BTOhw.shape[-2:]), generator=torch.Generator().manual_seed(seed))
-    return allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
+    batch, steps, _, *tokens = raw_BTOhw.shape
+    places_BThw = torch.randn((batch, steps, *tokens), generator=torch.Generator().manual_seed(seed))
+    seen = Observation(batch, steps, tuple(tokens), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
+    return allocation_map(settings.allocation, seen, range(steps), places_BThw)
+
+
+def _sampled(model: FlowModel, schedule: Schedule, records: list[Prompt], allocation: Allocation, seed: int) -> Trajectory:
+    """One recorded ODE sample a prompt, with the noise of `star sample`'s first picture."""
+    starts = torch.stack([noise((1, *model.geometry.latents), "test", seed, record.id, 0) for record in records])
+    heads = None if allocation.heads is None else tuple(allocation.heads)
+    recorder = Recorder(core_columns(model, records, allocation.tokens), tuple(allocation.blocks), heads)
+    text = model.encode([record.text for record in records])
+    return denoise(model, starts, text=text, schedule=schedule, recorder=recorder)
 
 
 def _watch(
-    settings: RunSettings, generator: Generator, schedule: Schedule, records: list[Prompt], seed: int
+    model: FlowModel, schedule: Schedule, records: list[Prompt], settings: RunSettings, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
-    empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
-    raw, regions, batch = [], [], settings.evaluation.batch
+    raw, shares, batch = [], [], settings.evaluation.batch
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
-        some = records[start : start + batch]
-        starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in some])
-        trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
+        trajectory = _sampled(model, schedule, records[start : start + batch], settings.allocation, seed)
         raw.append(trajectory.raw_BTOhw.cpu())
-        found = world(settings.prompts.world).regions(generator.decode(trajectory.latents_BSCHW[:, -1]))
-        regions.append(token_shares(found, raw[-1].shape[-2:]))
-    return torch.cat(raw), torch.cat(regions)
+        masks = world(settings.prompts.world).regions(model.decode(trajectory.latents_BSCHW[:, -1]))
+        shares.append(token_shares(masks, model.geometry.tokens))
+    return torch.cat(raw), torch.cat(shares)
 
 
 def _written(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
 
 from star.errors import InputError
 from star.files import write_json
-from star.layout import ADAPTER_FILE, epoch_of
+from star.layout import epoch_of
+from star.models import adapter
+from star.models.adapter import ADAPTER_FILE
 from star.training.learner import Captured, Learner
 
 
@@ -36,17 +36,6 @@ def _sort_header(file: Path) -> None:
     file.write_bytes(len(ordered).to_bytes(8, "little") + ordered + content[end:])
 
 
-def at_full_strength(weights: dict[str, torch.Tensor], metadata: dict) -> tuple[dict[str, torch.Tensor], dict]:
-    """The same adapter with alpha = rank, and the factor alpha / rank inside lora_B, weights under peft's names.
-
-    Tools that drop the file's header take alpha = rank, and would otherwise load the adapter at another strength. The factor is
-    exact where it is a power of two. Source: ours.
-    """
-    factor = metadata["lora_alpha"] / metadata["r"]
-    folded = {name: factor * tensor if ".lora_B." in name else tensor for name, tensor in weights.items()}
-    return folded, metadata | {"lora_alpha": metadata["r"]}
-
-
 def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest: str) -> None:
     """Write the checkpoint `folder` of a captured learner atomically. `digest` names the settings it belongs to."""
     draft = folder.with_name(f".{folder.name}.tmp")
@@ -55,13 +44,11 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
     state.mkdir(parents=True)
     save_file(captured.weights, state / "weights.safetensors")
     save_file({str(i): a for i, a in enumerate(captured.average)}, state / "average.safetensors")
+    if captured.old:
+        save_file({str(i): a for i, a in enumerate(captured.old)}, state / "old.safetensors")
     save_file(captured.optimizer, state / "optimizer.safetensors")
-    metadata = _collate_lora_metadata({"transformer": learner.policy.transformer})["transformer_lora_adapter_metadata"]
-    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order no two processes share
-    averaged, metadata = at_full_strength(captured.averaged, metadata)
-    StableDiffusion3Pipeline.save_lora_weights(
-        draft / "adapter", transformer_lora_layers=averaged, transformer_lora_adapter_metadata=metadata
-    )
+    model = learner.policy.model
+    model.save_lora(draft / "adapter", *adapter.at_full_strength(captured.averaged, adapter.metadata(model.transformer)))
     _sort_header(draft / "adapter" / ADAPTER_FILE)
     files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)}
     progress = {
@@ -127,18 +114,24 @@ def newest(folder: Path, digest: str, epochs: int, start_over: bool) -> Path | N
     return None
 
 
+def _by_position(file: Path) -> list[torch.Tensor]:
+    stored = load_file(file)
+    return [stored[str(i)] for i in range(len(stored))]
+
+
 def resume(checkpoint: Path | None, learner: Learner) -> int:
     """Restore a checkpoint; returns its epoch, 0 when there is none."""
     if checkpoint is None:
         return 0
     state = checkpoint / "state"
     progress = json.loads((state / "progress.json").read_text())
-    stored = load_file(state / "average.safetensors")
+    old = state / "old.safetensors"
     learner.restore(
         Captured(
             weights=load_file(state / "weights.safetensors"),
             averaged={},
-            average=[stored[str(i)] for i in range(len(stored))],
+            average=_by_position(state / "average.safetensors"),
+            old=_by_position(old) if old.exists() else [],
             optimizer=load_file(state / "optimizer.safetensors"),
             scaler=progress["scaler"],
             optimizer_steps=progress["optimizer_steps"],
