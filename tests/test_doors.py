@@ -90,5 +90,10 @@ def test_a_trespass_is_seen() -> None:
         "load('star.models.sd3')",
     ):
         assert len(trespasses(source, door)) == 1, source
-    for source in ("from star.models.door import load_model", "name: Literal['sd3', 'flux']", "'sd35'", "import star.models.sd3x"):
+    for source in (
+        "from star.models.door import load_model",
+        "name: Literal['sd3', 'flux']",
+        "'sd35'",
+        "import star.models.sd3x",
+    ):
         assert trespasses(source, door) == [], source
