@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
-from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -27,7 +26,9 @@ from star.config import Allocation, Compute, Policy
 from star.errors import InputError
 from star.flow.schedule import Schedule, log_prob, step_mean
 from star.hub import check as hub
+from star.hub import lock, weights
 from star.models.attention import CoreColumns, Recorder, install
+from star.models.sources import base
 from star.prompts.record import Prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,13 +85,8 @@ def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
             raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers SD3 pipeline folder")
     elif not hub.is_repository(policy.model):
         raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    hub.check_pin(policy.model, policy.revision, "policy.model")
     settings = {"dtype": pick_precision(policy), "use_safetensors": True}
-    where = (policy.model, policy.revision, "policy.model", "model_index.json")
-    try:
-        pipe = hub.load(StableDiffusion3Pipeline, *where, has_tokenizers, **settings)
-    except (OSError, HFValidationError) as error:
-        raise InputError(f"policy.model: cannot load {policy.model}: {' '.join(str(error).split())[:300]}") from None
+    pipe = weights.load(StableDiffusion3Pipeline, base(policy), has_tokenizers, **settings)
     if not has_tokenizers(pipe):
         raise InputError(f"policy.model: {policy.model} lacks a tokenizer; name a whole diffusers SD3 pipeline")
     pipe.set_progress_bar_config(disable=True)
@@ -104,12 +100,15 @@ def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
 
 
 def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
+    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and commit."""
     digest = hashlib.sha256()
     folder = Path(policy.model)
     for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
         digest.update(file.read_bytes())
-    digest.update(f"{policy.model}@{policy.revision}".encode())
+    pinned = policy.revision
+    if hub.is_repository(policy.model):
+        pinned = lock.commit(policy.model, policy.revision, "policy.revision")
+    digest.update(f"{policy.model}@{pinned}".encode())
     if adapter is not None:
         digest.update((adapter / ADAPTER_FILE).read_bytes())
     return digest.hexdigest()[:12]

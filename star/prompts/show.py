@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from huggingface_hub.errors import GatedRepoError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from star.allocation.columns import span_columns
 from star.config import Policy
-from star.errors import InputError
+from star.hub.weights import load
+from star.models.sources import base
 from star.prompts.record import Span, read
 
 
@@ -18,14 +18,7 @@ def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]
     """
     found = {}
     for name, folder in (("clip-l", "tokenizer"), ("clip-g", "tokenizer_2"), ("t5", "tokenizer_3")):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(policy.model, subfolder=folder, revision=policy.revision)
-        except GatedRepoError:
-            raise InputError(
-                f"policy.model: {policy.model} is gated; accept its licence on its page and `hf auth login`"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"policy.model: no {folder} of {policy.model}: {' '.join(str(error).split())[:200]}") from None
+        tokenizer = load(AutoTokenizer, base(policy), subfolder=folder)
         found[name] = (tokenizer, policy.max_sequence_length if name == "t5" else tokenizer.model_max_length)
     return found
 
