@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from star import config as configuration
-from star import torchvision_schemas
 from star.cli import quiet_libraries
 from star.errors import InputError
 from star.prompts import make
+from star.runtime import declare_torchvision
 
 TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
 LAYERS = 24
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="NAME", help="also write NAME.md and NAME.json")
     args = parser.parse_args(argv)
     quiet_libraries()
-    torchvision_schemas.declare()
+    declare_torchvision()
     try:
         _measure(args)
     except InputError as error:

@@ -11,10 +11,10 @@ import warnings
 from pathlib import Path
 
 from star import config as configuration
-from star import torchvision_schemas
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
 from star.prompts import make
 from star.prompts.record import read
+from star.runtime import declare_torchvision
 
 
 def quiet_libraries() -> None:
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     quiet_libraries()
     args = _parser().parse_args(argv)
-    torchvision_schemas.declare()
+    declare_torchvision()
     try:
         return args.function(args) or 0
     except (InputError, Diverged, ScorerFailed, Preempted) as error:

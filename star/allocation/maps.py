@@ -1,4 +1,4 @@
-"""Allocation maps: from raw attention to non-negative weights of mean exactly one. Source: ours (method section 3).
+"""Allocation maps: from raw attention to non-negative weights of mean exactly one. Source: ours (docs/method.md).
 
 Shapes: B rollouts, T steps, O recorded blocks, h w token grid, H W latent grid (2 x 2 latents a token).
 """
@@ -8,6 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from star.allocation.sources import Observation, raw_map
 from star.config import Allocation
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -89,7 +90,7 @@ def moved(map_BThw: torch.Tensor, noise_BThw: torch.Tensor, smooth: bool) -> tor
     """A control: every map keeps its very weights at other places, drawn anew for every rollout and step.
 
     The order of places is that of standard normal noise: independent (`shuffled`), or a Gaussian field of one token's width
-    (`random`, which looks like a map). Source: method section 4; the field is ours.
+    (`random`, which looks like a map). Source: ours.
     """
     order = (_smooth(noise_BThw, 1.0) if smooth else noise_BThw).flatten(-2).argsort(-1)
     values = map_BThw.flatten(-2).sort(-1).values
@@ -97,24 +98,13 @@ def moved(map_BThw: torch.Tensor, noise_BThw: torch.Tensor, smooth: bool) -> tor
 
 
 def allocation_map(
-    allocation: Allocation,
-    raw_BTOhw: torch.Tensor,
-    region_Bhw: torch.Tensor | None,
-    trained: range,
-    noise_BThw: torch.Tensor | None = None,
+    allocation: Allocation, observation: Observation, trained: range, noise_BThw: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The weights M of the trained steps, float32 [B, len(trained), H, W], as `allocation` says.
 
-    `raw_BTOhw` holds the recorded blocks' maps of all steps; `region_Bhw` the share of every token that true objects cover,
-    which only `source: oracle` needs; `noise_BThw` standard normal noise of the trained steps, which `random` and `shuffled`
-    need.
+    `noise_BThw`, standard normal noise of the trained steps, is what the controls `random` and `shuffled` need.
     """
-    raw_BThw = raw_BTOhw.float().mean(2)
-    if allocation.source == "uniform":
-        raw_BThw = torch.zeros_like(raw_BThw)
-    elif allocation.source == "oracle":
-        raw_BThw = region_Bhw.float()[:, None].expand_as(raw_BThw)
-    raw_BThw = over_steps(raw_BThw, allocation.steps)[:, list(trained)]
+    raw_BThw = over_steps(raw_map(allocation.source, observation), allocation.steps)[:, list(trained)]
     if allocation.inverse:
         raw_BThw = raw_BThw.amax((-1, -2), keepdim=True) + raw_BThw.amin((-1, -2), keepdim=True) - raw_BThw
     M_BThw = token_map(
@@ -127,7 +117,7 @@ def allocation_map(
     )
     if allocation.source in ("random", "shuffled"):
         M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.source == "random")
-    return _repeat(M_BThw, 2)
+    return _repeat(M_BThw, observation.patch)
 
 
 def entropy(M_BTHW: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def _has_kernels(major: int, minor: int, compiled: list[str]) -> bool:
 def _bfloat16(config: Config) -> Iterator[tuple[bool, str]]:
     import torch
 
-    from star.models.sd3 import has_bfloat16
+    from star.runtime import has_bfloat16
 
     policy, scorers = config.policy, config.scorers
     precisions = {

@@ -9,8 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from star.config import Config
+from star.runtime import declare_torchvision
 from star.scoring.scorer import needed
-from star.torchvision_schemas import declare
 
 _INSTALL = {
     "": "run `make install`",
@@ -35,7 +35,11 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
             fine = importlib.util.find_spec(name) is not None
             yield fine, f"package {name}" + ("" if fine else " is missing: score in the environment of envs/mmdet.yaml")
     if importlib.util.find_spec("torchvision") is not None:
-        how = "beside a CPU build of torch: its operators are missing, its schemas are declared" if declare() else "works"
+        how = (
+            "beside a CPU build of torch: its operators are missing, its schemas are declared"
+            if declare_torchvision()
+            else "works"
+        )
         yield True, f"package torchvision {metadata.version('torchvision')} {how}"
 
 

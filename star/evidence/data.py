@@ -75,7 +75,7 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
     Files of runs that are not here stay: those of several machines come together. Raises InputError when a run was
     trained with other settings than `config` has, or when `folder` holds the same run of other settings or another base model.
     """
-    from star.models.sd3 import weights_digest
+    from star.models.load import weights_digest
 
     base, written, missing = weights_digest(config.policy), [], []
     folder.mkdir(parents=True, exist_ok=True)

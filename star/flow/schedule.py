@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,11 @@ class Schedule:
 
 
 def make_schedule(
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    steps: int,
-    noise_level: float,
-    noisy: range | None = None,
-    sampler: str = "flow_sde",
+    sigmas: torch.Tensor, *, noise_level: float, noisy: range | None = None, sampler: str = "flow_sde"
 ) -> Schedule:
-    """The schedule of `steps` steps with noise level a on the steps in `noisy` (all by default); a = 0 is the ODE."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas.float()
+    """The schedule over `sigmas` [T + 1], noise level a on the steps in `noisy` (all by default); a = 0 is the ODE."""
     sigma, following, dt = sigmas[:-1], sigmas[1:], sigmas[1:] - sigmas[:-1]
+    steps = len(sigma)
     chosen = torch.zeros(steps, dtype=torch.bool)
     chosen[list(noisy if noisy is not None else range(steps))] = True
     if sampler == "cps":

@@ -5,12 +5,12 @@ import hashlib
 import torch
 
 
-def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by the SHA-256 of its key's repr, in which 1 and numpy's 1 differ."""
+def rng(*key: int | str) -> torch.Generator:
+    """A CPU generator of random numbers seeded by the SHA-256 of its key's repr, in which 1 and numpy's 1 differ."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def noise(shape: tuple[int, ...], *key: int | str) -> torch.Tensor:
     """Standard normal noise of one rollout, float32."""
-    return torch.randn(shape, generator=generator(*key))
+    return torch.randn(shape, generator=rng(*key))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from star.errors import InputError
@@ -73,6 +74,22 @@ def _load_repository(cls: type, source: Source, whole: Callable[[Any], bool], se
     loaded = cls.from_pretrained(source.name, revision=commit, **settings)
     lock.check(source, commit, folder)
     return loaded
+
+
+def file(source: Source, name: str) -> Path:
+    """A file of a hub repository, from the cache or else the hub. Raises InputError as `load`, and where there is none."""
+    commit = lock.commit(source.name, source.revision, source.revision_key)
+    try:
+        found = Path(hf_hub_download(source.name, name, revision=commit, local_files_only=True))
+    except LocalEntryNotFoundError:
+        answer = hub.ask(source.name, commit, name)
+        if refused := hub.refusal(source.name, commit, answer):
+            raise InputError(f"{source.key}: {source.name} {refused}") from None
+        if isinstance(answer, EntryNotFoundError):
+            raise InputError(f"{source.key}: {source.name} has no {name} at {commit}; name another repository") from None
+        found = Path(hf_hub_download(source.name, name, revision=commit))
+    lock.check(source, commit, name)
+    return found
 
 
 def load_tokenizer(source: Source, model: "CLIPModel") -> "CLIPTokenizer":

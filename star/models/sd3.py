@@ -1,213 +1,181 @@
-"""The generator: any diffusers SD3-format folder or hub repository, with a LoRA adapter as the trained policy.
+"""Stable Diffusion 3 and 3.5 behind the door: diffusers' StableDiffusion3Pipeline, from a folder or the hub.
 
-Rollout and update go through one call, `Generator.velocity`: latents stay float32 outside, precision is chosen inside.
+The text columns are CLIP's block (CLIP-L and CLIP-G share its columns), then T5's. The joint row of attention is image, then
+text. Guidance has two branches, the negative prompt being "". SD3.5 Medium's image-only attention (`attn2`) has no text to
+record.
 
-Shapes: B batch, C latent channels, H W latent size, L text columns, E column width, P pooled width.
+Shapes: B batch, C latent channels, H W latent size, L text columns, E column width, P pooled width, A heads, N tokens of the
+joint row, D head width.
 """
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from torch import nn
 
-from star.allocation.columns import chosen_spans, core_columns
-from star.config import Allocation, Compute, Policy
+from star.allocation.columns import token_columns
+from star.config import Compute
+from star.config import Policy as Settings
 from star.errors import InputError
-from star.flow.schedule import Schedule, log_prob, step_mean
-from star.hub import check as hub
-from star.hub import lock, weights
-from star.models.attention import CoreColumns, Recorder, install
-from star.models.sources import base
-from star.prompts.record import Prompt
+from star.models.adapter import ADAPTER_FILE
+from star.models.attention import Recorder, Tap, attention, attention_with_lse, check_recordable
+from star.models.door import Geometry
+from star.prompts.record import Span
+from star.runtime import pick_device, pick_precision
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ENCODED_AT_ONCE = 64  # prompts
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Encoded prompts: text columns [B, L, E] and pooled vectors [B, P]; the core columns ride along."""
+class SD3Text:
+    """Encoded prompts: text columns [B, L, E] and pooled vectors [B, P]; with guidance the negative prompt's, B = 1, beside."""
 
     columns_BLE: torch.Tensor
     pooled_BP: torch.Tensor
-    core: CoreColumns
+    negative: "SD3Text | None" = None
 
-    def __getitem__(self, rows: torch.Tensor) -> "Encoded":
-        core = CoreColumns(self.core.index_BK[rows], self.core.weight_BK[rows])
-        return Encoded(self.columns_BLE[rows], self.pooled_BP[rows], core)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device. Raises InputError when CUDA is missing, or has no GPU for this process."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("policy.device: cuda is not available here; set policy.device to auto or cpu")
-    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
-    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if device.type == "cuda" and number >= gpus:
-        raise InputError(
-            f"compute.processes: process {number} of this machine finds {gpus} GPU(s), and each needs its own; lower it"
-        )
-    return device
+    def __getitem__(self, rows: torch.Tensor) -> "SD3Text":
+        return SD3Text(self.columns_BLE[rows], self.pooled_BP[rows], self.negative)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; where it does not, bfloat16 is many times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # elsewhere nothing was measured
+class SD3:
+    """A pipeline prepared as frozen base: on its device, in its precision, its attention ready to be recorded.
 
-
-def pick_precision(policy: Policy) -> torch.dtype:
-    """The precision inside the transformer; `auto` is bfloat16 where the policy's device has it, else float32 (ours)."""
-    if policy.precision != "auto":
-        return DTYPES[policy.precision]
-    return torch.bfloat16 if has_bfloat16(pick_device(policy.device)) else torch.float32
-
-
-def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
-    """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
-    source = Path(policy.model)
-    if source.exists():
-        if not (source / "model_index.json").exists():
-            raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers SD3 pipeline folder")
-    elif not hub.is_repository(policy.model):
-        raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    settings = {"dtype": pick_precision(policy), "use_safetensors": True}
-    pipe = weights.load(StableDiffusion3Pipeline, base(policy), has_tokenizers, **settings)
-    if not has_tokenizers(pipe):
-        raise InputError(f"policy.model: {policy.model} lacks a tokenizer; name a whole diffusers SD3 pipeline")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
-    """Whether every text encoder's tokenizer has its words; transformers makes an empty one where there is none."""
-    pairs = ((getattr(pipe, f"tokenizer{n}"), getattr(pipe, f"text_encoder{n}")) for n in ("", "_2", "_3"))
-    return all(len(tokenizer) > 0.9 * encoder.config.vocab_size for tokenizer, encoder in pairs if encoder)
-
-
-def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and commit."""
-    digest = hashlib.sha256()
-    folder = Path(policy.model)
-    for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
-        digest.update(file.read_bytes())
-    pinned = policy.revision
-    if hub.is_repository(policy.model):
-        pinned = lock.commit(policy.model, policy.revision, "policy.revision")
-    digest.update(f"{policy.model}@{pinned}".encode())
-    if adapter is not None:
-        digest.update((adapter / ADAPTER_FILE).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def origin(policy: Policy, adapter: Path | None = None) -> str:
-    """The weights and, with precision `auto`, what that is here: what was begun in one is not continued in the other."""
-    chosen = f"-{pick_precision(policy)}" if policy.precision == "auto" else ""
-    return f"{weights_digest(policy, adapter)}{chosen}"
-
-
-class Generator:
-    """A pipeline, given or loaded, prepared as policy: frozen base, one LoRA adapter, recorded attention.
-
-    Raises InputError when the pipeline cannot be loaded, the device is missing or a block does not exist.
+    Raises InputError when the device is missing.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        allocation: Allocation | None = None,
-        compute: Compute | None = None,
-        pipe: StableDiffusion3Pipeline | None = None,
-    ) -> None:
-        self.policy, self.allocation, self.compute = policy, allocation or Allocation(), compute or Compute()
-        self.device = pick_device(policy.device)
-        self.dtype = pick_precision(policy)
-        torch.set_float32_matmul_precision("high" if self.compute.tf32 else "highest")
-        self.pipe = pipe or load_pipeline(policy)
-        self.transformer = self.pipe.transformer.requires_grad_(False).to(self.device).eval()
-        vae = self.pipe.vae.requires_grad_(False).to(self.device).eval()
-        if self.compute.vae_slicing:
+    lora_targets = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, settings: Settings, compute: Compute | None = None) -> None:
+        compute = compute or Compute()
+        self.pipe, self.settings, self.compiled = pipe, settings, compute.compile
+        self.device, self.dtype = pick_device(settings.device), pick_precision(settings)
+        torch.set_float32_matmul_precision("high" if compute.tf32 else "highest")
+        self.transformer = pipe.transformer.requires_grad_(False).to(self.device).eval()
+        self.blocks = list(self.transformer.transformer_blocks)
+        self.passes = 2 if settings.guidance > 1 else 1
+        self.geometry = self._geometry()
+        self._negative: SD3Text | None = None
+
+        # What saves memory, and what saves time.
+        vae = pipe.vae.requires_grad_(False).to(self.device).eval()
+        if compute.vae_slicing:
             vae.enable_slicing()
-        if self.compute.vae_tiling:
+        if compute.vae_tiling:
             vae.enable_tiling()
-        if self.compute.gradient_checkpointing:
+        if compute.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        self.record_blocks(self.allocation.blocks)
-        if self.compute.compile:
-            for block in self.transformer.transformer_blocks:
+        self._tap = Tap()
+        self.watch(())
+        if compute.compile:
+            for block in self.blocks:
                 block.compile()
 
-    def record_blocks(self, blocks: Sequence[int]) -> None:
-        """Choose the blocks whose attention `sample` records. Raises InputError when one does not exist."""
+    def _geometry(self) -> Geometry:
+        side = self.settings.resolution // self.pipe.vae_scale_factor
+        return Geometry(self.transformer.config.in_channels, side, side, self.transformer.config.patch_size)
+
+    def watch(self, blocks: Sequence[int], heads: Sequence[int] | None = None) -> None:
+        """Choose the blocks that can be recorded. Raises InputError when a block or head does not exist."""
+        chosen = tuple(blocks)
+        counts = len(self.blocks), self.transformer.config.num_attention_heads
         try:
-            self.recorder: Recorder = install(self.transformer, list(blocks), self.allocation.heads)
+            check_recordable(chosen, None if heads is None else tuple(heads), counts)
         except ValueError as error:
             raise InputError(str(error)) from None
+        for i, block in enumerate(self.blocks):
+            block.attn.set_processor(RecordedAttention(i, self._tap) if i in chosen else joint_attention)
+            if block.attn2 is not None:
+                block.attn2.set_processor(image_attention)
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        """The noise levels of `steps` steps and the final 0, float32 [steps + 1]."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return scheduler.sigmas.float()
 
     # -- prompts ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, records: list[Prompt]) -> Encoded:
-        """Encode prompt records; the text encoders visit the device only meanwhile."""
-        encoders = [e for e in (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3) if e]
+    def encode(self, prompts: Sequence[str]) -> SD3Text:
+        """Encode prompts; the text encoders visit the device only meanwhile."""
+        encoders = self.text_encoders()
         for encoder in encoders:
             encoder.to(self.device)
-        prompts = [r.text for r in records]
-        encoded = [
+        if self.passes == 2 and self._negative is None:
+            self._negative = self._encoded([""])
+        text = self._encoded(list(prompts))
+        if self.device.type != "cpu":
+            for encoder in encoders:
+                encoder.to("cpu")
+            torch.cuda.empty_cache()  # a scorer on the same GPU cannot use what this process keeps
+        return text
+
+    def _encoded(self, prompts: list[str]) -> SD3Text:
+        parts = [
             self.pipe.encode_prompt(
                 prompts[start : start + _ENCODED_AT_ONCE],
                 prompt_2=None,
                 prompt_3=None,
                 device=self.device,
                 do_classifier_free_guidance=False,
-                max_sequence_length=self.policy.max_sequence_length,
+                max_sequence_length=self.settings.max_sequence_length,
             )
             for start in range(0, len(prompts), _ENCODED_AT_ONCE)
         ]
-        if self.device.type != "cpu":
-            for encoder in encoders:
-                encoder.to("cpu")
-            torch.cuda.empty_cache()  # a scorer on the same GPU cannot use what this process keeps
-        columns, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
+        return SD3Text(torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts]), self._negative)
+
+    def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
+        """For every span its columns in CLIP's block and in T5's, by each tokenizer's own offsets."""
+        columns: list[list[int]] = [[] for _ in spans]
+        offset = 0
+        for tokenizer, length in self._tokenizers():
+            for found, span in zip(columns, spans, strict=True):
+                found += [offset + c for c in token_columns(tokenizer, prompt, span, length)]
+            offset += length
+        return columns
+
+    def _tokenizers(self) -> list[tuple[object, int]]:
+        """(tokenizer, columns of its block) in the order of the text columns."""
         tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
         if self.pipe.text_encoder_3 is not None:
-            tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
-        core = core_columns(tokenizers, prompts, [chosen_spans(r.text, r.core, self.allocation.tokens) for r in records])
-        return Encoded(columns, pooled, core.to(self.device))
+            tokenizers.append((self.pipe.tokenizer_3, self.settings.max_sequence_length))
+        return tokenizers
 
-    # -- the policy -------------------------------------------------------------------------------------------------
+    def text_encoders(self) -> list[nn.Module]:
+        """The encoders that this pipeline has; T5 may be left out."""
+        encoders = (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3)
+        return [encoder for encoder in encoders if encoder is not None]
 
-    def velocity(
-        self, x_BCHW: torch.Tensor, sigma: float, prompt: Encoded, empty: Encoded | None, record: bool = False
-    ) -> torch.Tensor:
-        """The velocity at noise level sigma, float32 [B, C, H, W], with guidance when `empty` is given.
+    def example_text(self, batch: int) -> SD3Text:
+        """Zeros of the true shapes."""
+        config, length = self.transformer.config, self.pipe.tokenizer_max_length + self.settings.max_sequence_length
+        columns_BLE = torch.zeros(batch, length, config.joint_attention_dim)
+        pooled_BP = torch.zeros(batch, config.pooled_projection_dim)
+        negative = SD3Text(columns_BLE[:1], pooled_BP[:1]) if self.passes == 2 else None
+        return SD3Text(columns_BLE, pooled_BP, negative)
 
-        With `record`, `self.recorder` afterwards holds the raw attention maps of the conditional branch.
-        """
-        columns, pooled, x = prompt.columns_BLE, prompt.pooled_BP, x_BCHW
-        if empty is not None:
-            b = len(x_BCHW)
-            columns = torch.cat([empty.columns_BLE.expand(b, -1, -1), columns])
-            pooled = torch.cat([empty.pooled_BP.expand(b, -1), pooled])
+    # -- the velocity -----------------------------------------------------------------------------------------------
+
+    def velocity(self, x_BCHW: torch.Tensor, sigma: float, text: SD3Text, recorder: Recorder | None = None) -> torch.Tensor:
+        """The velocity at noise level sigma, float32 [B, C, H, W], guided by two branches where policy.guidance is above 1."""
+        columns, pooled, x = text.columns_BLE, text.pooled_BP, x_BCHW
+        if text.negative is not None:
+            batch = len(x_BCHW)
+            columns = torch.cat([text.negative.columns_BLE.expand(batch, -1, -1), columns])
+            pooled = torch.cat([text.negative.pooled_BP.expand(batch, -1), pooled])
             x = torch.cat([x, x])
         timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
         with (
             torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
-            self.recorder.recording(prompt.core) if record else nullcontext(),
+            self._tap.open(recorder),
         ):
             v = self.transformer(
                 hidden_states=x.to(self.dtype),
@@ -216,148 +184,105 @@ class Generator:
                 timestep=timestep,
                 return_dict=False,
             )[0].float()
-        if empty is None:
+        if text.negative is None:
             return v
         unconditional, conditional = v.chunk(2)
-        return unconditional + self.policy.guidance * (conditional - unconditional)
+        return unconditional + self.settings.guidance * (conditional - unconditional)
 
-    def empty_prompt(self) -> Encoded | None:
-        """The encoded negative prompt "", or None when the guidance is 1."""
-        return self.encode([Prompt("", "", "", "")]) if self.policy.guidance > 1 else None
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents at the policy's resolution."""
-        side = self.policy.resolution // self.pipe.vae_scale_factor
-        return self.transformer.config.in_channels, side, side
+    # -- pictures and adapters --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(
-        self,
-        noise_BSCHW: torch.Tensor,
-        prompt: Encoded,
-        empty: Encoded | None,
-        schedule: Schedule,
-        record: bool = False,
-        twin_B: np.ndarray | None = None,
-    ) -> "Trajectory":
-        """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start).
-
-        Rows of equal `twin_B` have the same start and prompt: until the first noisy step one of them is computed for all.
-        """
-        x, text = noise_BSCHW[:, 0].to(self.device), prompt
-        together = twin_B is not None and not self.compute.compile  # compiled, another batch size would be another program
-        if together:
-            one_G, of_B = (torch.from_numpy(rows) for rows in np.unique(twin_B, return_index=True, return_inverse=True)[1:])
-            x, text = x[one_G], prompt[one_G]
-        latents, log_probs, maps = [x], [], []
-        side = self.latent_shape()[1] // self.transformer.config.patch_size
-        for t in range(len(schedule)):
-            if together and schedule.std[t] > 0:  # here twins part
-                together = False
-                latents, log_probs, maps = ([each[of_B] for each in kept] for kept in (latents, log_probs, maps))
-                x, text = latents[-1], prompt
-            with torch.set_grad_enabled(self.compute.compile):  # compiled, it must be the update's program for a ratio of 1
-                v = self.velocity(x, schedule.sigma[t].item(), text, empty, record).detach()
-            mean = x_next = step_mean(schedule, t, x, v)
-            if schedule.std[t] > 0:
-                x_next = mean + schedule.std[t].item() * noise_BSCHW[:, t + 1].to(self.device)
-                log_probs.append(log_prob(schedule, t, x_next, mean))
-            else:
-                log_probs.append(torch.zeros_like(mean[:, 0]))
-            if record:
-                maps.append(self.recorder.raw_maps().unflatten(-1, (side, side)).half())
-            latents.append(x_next)
-            x = x_next
-        return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(maps, 1) if record else None)
-
-    @torch.no_grad()
-    def decode(self, latents_BCHW: torch.Tensor) -> list:
-        """Pictures of final latents: a list of uint8 arrays [height, width, 3]."""
+    def decode(self, x_BCHW: torch.Tensor) -> list[np.ndarray]:
+        """Pictures of clean latents: a list of uint8 arrays [height, width, 3]."""
         vae = self.pipe.vae
-        z = latents_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        z = x_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pixels = vae.decode(z.to(vae.dtype)).sample.float()
         rounded = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return list(rounded.permute(0, 2, 3, 1).cpu().numpy())
 
-    # -- the adapter ------------------------------------------------------------------------------------------------
+    def decoder(self) -> nn.Module:
+        """The autoencoder."""
+        return self.pipe.vae
 
-    def add_adapter(self, seed: int) -> list[torch.nn.Parameter]:
-        """Add a fresh LoRA adapter (float32, Gaussian A, zero B) and return its parameters, in a fixed order."""
-        lora = self.policy.lora
-        torch.manual_seed(seed)
-        self.transformer.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=lora.targets)
-        )
-        return self._prepare_adapter()
+    def save_lora(self, folder: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+        """Write an adapter for `load_lora_weights`."""
+        type(self.pipe).save_lora_weights(folder, transformer_lora_layers=tensors, transformer_lora_adapter_metadata=metadata)
 
-    def _prepare_adapter(self) -> list[torch.nn.Parameter]:
-        """Keep the adapter in float32, whatever the base's precision, in training and testing alike; returns its parameters."""
-        parameters = [p for name, p in self.transformer.named_parameters() if "lora_" in name]
-        for p in parameters:
-            p.data = p.data.float()
-        if self.dtype != torch.float32:  # autocast does the casting; peft's own would go to float32 and back
-            for module in self.transformer.modules():
-                if isinstance(module, LoraLayer):
-                    module.cast_input_dtype_enabled = False
-        return parameters
-
-    def shard(self, processes: int) -> None:
-        """With compute.shard, share the frozen base out over the processes (FSDP), block by block; the adapter stays whole."""
-        if not self.compute.shard or processes == 1:
-            return
-        mesh = init_device_mesh(self.device.type, (processes,))
-        trained = {p for p in self.transformer.parameters() if p.requires_grad}
-        for module in (*self.transformer.transformer_blocks, self.transformer):
-            fully_shard(module, mesh=mesh, ignored_params=trained)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """The base policy: the adapter is switched off inside."""
-        self.transformer.disable_adapters()
-        try:
-            yield
-        finally:
-            self.transformer.enable_adapters()
-
-    def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The adapter's weights under peft's names."""
-        return get_peft_model_state_dict(self.transformer)
-
-    def set_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put weights from `adapter_state` back. Raises InputError when they do not fit this model."""
-        result = set_peft_model_state_dict(self.transformer, state)
-        if result.unexpected_keys:
-            raise InputError(f"adapter: weights {result.unexpected_keys[:2]} do not fit {self.policy.model}")
-
-    def load_adapter(self, folder: Path) -> None:
-        """Load a saved adapter for sampling, at the strength that its file's header names (none: alpha = rank).
-
-        It is not merged into the base: in bfloat16 the sum would round most of it away, and the policy would not be the
-        trained one bit for bit. Raises InputError when the folder holds none, or one that does not fit this model.
-        """
-        file = folder / ADAPTER_FILE
-        if not file.exists():
-            raise InputError(f"{folder}: no {ADAPTER_FILE}; name the adapter/ folder of a checkpoint")
-        loader = type(self.pipe)
-        state, metadata = loader.lora_state_dict(str(folder), weight_name=ADAPTER_FILE, return_lora_metadata=True)
-        prefix = f"{loader.transformer_name}."
-        if foreign := [key for key in state if not key.startswith(prefix)]:
+    def read_lora(self, folder: Path) -> tuple[dict[str, torch.Tensor], dict | None]:
+        """An adapter's weights and metadata under peft's names. Raises InputError when some are not the transformer's."""
+        loader, prefix = type(self.pipe), f"{self.pipe.transformer_name}."
+        tensors, metadata = loader.lora_state_dict(str(folder), weight_name=ADAPTER_FILE, return_lora_metadata=True)
+        if foreign := [name for name in tensors if not name.startswith(prefix)]:
+            file = folder / ADAPTER_FILE
             raise InputError(f"{file}: weights {foreign[:2]} are not of the transformer; only its adapters can be tested here")
-        try:
-            self.transformer.load_lora_adapter(dict(state), metadata=metadata, adapter_name="default")
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"{file}: does not fit {self.policy.model}: {' '.join(str(error).split())[:200]}") from None
-        self._prepare_adapter()  # which loading rounded to the base's precision, so the weights are put in again
-        self.set_adapter_state({key.removeprefix(prefix): value for key, value in state.items()})
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        return tensors, metadata and {name.removeprefix(prefix): value for name, value in metadata.items()}
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """A sampled batch: latents float32 [B, T+1, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, O, h, w].
+# -- attention: diffusers' JointAttnProcessor2_0 through our kernels --------------------------------------------------
 
-    O counts the recorded blocks.
-    """
 
-    latents_BSCHW: torch.Tensor
-    log_prob_BTHW: torch.Tensor
-    raw_BTOhw: torch.Tensor | None
+def _heads(attn: nn.Module, projected: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+    """A projection [B, N, AD] cut into heads [B, A, N, D], normalised where the model does."""
+    split = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return split if norm is None else norm(split)
+
+
+def _joint_row(attn: nn.Module, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values of the joint row, image then text, [B, A, N, D] each."""
+    q_BAND = torch.cat([_heads(attn, attn.to_q(image), attn.norm_q), _heads(attn, attn.add_q_proj(text), attn.norm_added_q)], 2)
+    k_BAND = torch.cat([_heads(attn, attn.to_k(image), attn.norm_k), _heads(attn, attn.add_k_proj(text), attn.norm_added_k)], 2)
+    v_BAND = torch.cat([_heads(attn, attn.to_v(image)), _heads(attn, attn.add_v_proj(text))], 2)
+    return q_BAND, k_BAND, v_BAND
+
+
+def _parted(attn: nn.Module, out_BAND: torch.Tensor, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The joint row cut into image and text again, through their output projections."""
+    out = out_BAND.transpose(1, 2).flatten(2)
+    image, text = out[:, :images], out[:, images:]
+    image = attn.to_out[1](attn.to_out[0](image))
+    return image, text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def joint_attention(
+    attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The joint attention of a block that is never recorded."""
+    q_BAND, k_BAND, v_BAND = _joint_row(attn, hidden_states, encoder_hidden_states)
+    return _parted(attn, attention(q_BAND, k_BAND, v_BAND), hidden_states.shape[1])
+
+
+def image_attention(attn: nn.Module, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+    """The image-only attention of a dual block."""
+    q_BAND = _heads(attn, attn.to_q(hidden_states), attn.norm_q)
+    k_BAND, v_BAND = _heads(attn, attn.to_k(hidden_states), attn.norm_k), _heads(attn, attn.to_v(hidden_states))
+    out = attention(q_BAND, k_BAND, v_BAND).transpose(1, 2).flatten(2)
+    return attn.to_out[1](attn.to_out[0](out))
+
+
+class RecordedAttention:
+    """The joint attention of a block that may be recorded, and is when the model's tap is open."""
+
+    def __init__(self, block: int, tap: Tap) -> None:
+        self.block, self.tap = block, tap
+
+    @torch.compiler.disable  # recording or not, compiled blocks stay the same program
+    def __call__(
+        self, attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        q_BAND, k_BAND, v_BAND = _joint_row(attn, hidden_states, encoder_hidden_states)
+        out_BAND, lse_BAN = attention_with_lse(q_BAND, k_BAND, v_BAND)
+        images = hidden_states.shape[1]
+        recorder = self.tap.recorder
+        if recorder is not None and self.block in recorder.blocks:
+            guided_away = len(q_BAND) - len(recorder.columns)  # with guidance the conditional half comes last
+            with torch.no_grad(), torch.autocast(hidden_states.device.type, enabled=False):
+                recorder.record(
+                    self.block,
+                    q_BAND[guided_away:],
+                    k_BAND[guided_away:],
+                    None if lse_BAN is None else lse_BAN[guided_away:],
+                    slice(0, images),
+                    slice(images, None),
+                )
+        return _parted(attn, out_BAND, images)

@@ -26,9 +26,9 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from tqdm import tqdm
 
-from star.models.attention import install
-from star.models.sd3 import has_bfloat16
+from star.models.sd3 import joint_attention
 from star.pretraining import base
+from star.runtime import has_bfloat16
 from star.training.learner import optimizer_tensors, set_optimizer_tensors
 from star.worlds.miniature.captions import TAGS, TEST_PROMPTS, caption, split
 from star.worlds.miniature.scenes import compose, render
@@ -171,7 +171,8 @@ def train_transformer(
     rounding only.
     """
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
-    install(pipe.transformer, [])  # its float32 gradients are ten times faster on a CPU than bfloat16 ones
+    for block in pipe.transformer.transformer_blocks:
+        block.attn.set_processor(joint_attention)  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
     named = dict(modules.named_parameters())
     hidden = [p for n, p in named.items() if p.ndim == 2 and "transformer_blocks" in n]
     chosen = {id(p) for p in hidden}

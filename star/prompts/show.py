@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from star.allocation.columns import span_columns
+from star.allocation.columns import token_columns
 from star.config import Policy
 from star.hub.weights import load
 from star.models.sources import base
@@ -42,7 +42,7 @@ def show(policy: Policy, file: Path) -> None:
             tokens = tokenizer.convert_ids_to_tokens(ids)
             spans = []
             for span in record.core:
-                columns = span_columns(tokenizer, record.text, span.start, span.end, length)
+                columns = token_columns(tokenizer, record.text, span, length)
                 named = " ".join(f"{c}:{tokens[c]}" for c in columns)
                 spans.append(f"{span.text} = {named or 'cut away'}")
             print(f"  {name:<7}{'; '.join(spans)}")

@@ -1,20 +1,27 @@
 """`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from star.allocation.columns import core_columns
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
-from star.config import RunSettings
+from star.allocation.sources import Observation
+from star.allocation.spread import token_shares
+from star.config import Allocation, RunSettings
 from star.errors import InputError
+from star.flow.sampler import Trajectory, denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import Generator
+from star.models.adapter import load_adapter
+from star.models.attention import Recorder
+from star.models.door import FlowModel, load_model
 from star.prompts.record import Prompt, read
-from star.worlds.miniature.regions import region, token_shares
+from star.worlds.miniature.regions import region
 
 
 def _spread(items: list[Prompt], count: int) -> list[Prompt]:
@@ -42,12 +49,10 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     allocation, steps = settings.allocation, settings.rollout.steps
     _check_blocks(settings)
     records = _spread(read(prompts), count)
-    generator, schedule = _ready(settings, adapter)
-    shape = (1, *generator.latent_shape())
-    starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in records])
-    trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
+    model, schedule = _ready(settings, adapter, allocation.blocks)
+    trajectory = _sampled(model, schedule, records, settings.allocation, seed)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
-    final = generator.decode(latents[:, -1])
+    final = model.decode(latents[:, -1])
     region_Bhw = token_shares([region(picture) for picture in final], raw_BTOhw.shape[-2:])
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
 
@@ -55,7 +60,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     pictures = []
     for t in tqdm(used, desc="maps", disable=None):
         v = (latents[:, t + 1] - latents[:, t]) / schedule.coef_v[t]
-        pictures.append(generator.decode(latents[:, t] - schedule.sigma[t] * v))
+        pictures.append(model.decode(latents[:, t] - schedule.sigma[t] * v))
 
     columns = len(used) + 1
     figure, axes = plt.subplots(
@@ -109,10 +114,11 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     if settings.prompts.world != "miniature":
         raise InputError("--localisation: only the `miniature` world knows the true objects")
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
-    every = generator.transformer.config.num_layers
-    generator.record_blocks(range(every))
-    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
+    model, schedule = _ready(settings, adapter, ())
+    every = len(model.blocks)
+    allocation = settings.allocation.model_copy(update={"blocks": list(range(every))})
+    model.watch(allocation.blocks, allocation.heads)
+    raw_BTOhw, region_Bhw = _watch(model, schedule, records, allocation=allocation, batch=settings.evaluation.batch, seed=seed)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(
         {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
@@ -132,8 +138,9 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
         raise InputError("--by-prompt: only the `miniature` world knows the true objects")
     _check_blocks(settings)
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
-    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
+    allocation = settings.allocation
+    model, schedule = _ready(settings, adapter, allocation.blocks)
+    raw_BTOhw, region_Bhw = _watch(model, schedule, records, allocation=allocation, batch=settings.evaluation.batch, seed=seed)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
     rows = []
@@ -150,34 +157,42 @@ def _check_blocks(settings: RunSettings) -> None:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
 
-def _ready(settings: RunSettings, adapter: Path | None) -> tuple[Generator, Schedule]:
-    """The generator with an adapter's weights, if any, and the noise levels of its ODE."""
-    generator = Generator(settings.policy, settings.allocation, settings.compute)
+def _ready(settings: RunSettings, adapter: Path | None, blocks: Sequence[int]) -> tuple[FlowModel, Schedule]:
+    """The model with an adapter's weights, if any, its blocks ready to be recorded, and the noise levels of its ODE."""
+    model = load_model(settings.policy, settings.compute)
+    model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
-        generator.load_adapter(adapter)
-    return generator, make_schedule(generator.pipe.scheduler, settings.rollout.steps, 0.0)
+        load_adapter(model, adapter)
+    return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 
 
 def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor, seed: int) -> torch.Tensor:
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
     batch, steps = raw_BTOhw.shape[:2]
     places_BThw = torch.randn((batch, steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    return allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
+    seen = Observation(steps, tuple(region_Bhw.shape[1:]), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
+    return allocation_map(settings.allocation, seen, range(steps), places_BThw)
+
+
+def _sampled(model: FlowModel, schedule: Schedule, records: list[Prompt], allocation: Allocation, seed: int) -> Trajectory:
+    """One recorded ODE sample a prompt, with the noise of `star sample`'s first picture."""
+    starts = torch.stack([noise((1, *model.geometry.latents), "test", seed, record.id, 0) for record in records])
+    heads = None if allocation.heads is None else tuple(allocation.heads)
+    recorder = Recorder(core_columns(model, records, allocation.tokens), tuple(allocation.blocks), heads)
+    text = model.encode([record.text for record in records])
+    return denoise(model, starts, text=text, schedule=schedule, recorder=recorder)
 
 
 def _watch(
-    generator: Generator, schedule: Schedule, records: list[Prompt], batch: int, seed: int
+    model: FlowModel, schedule: Schedule, records: list[Prompt], *, allocation: Allocation, batch: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
-    empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
     raw, regions = [], []
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
-        some = records[start : start + batch]
-        starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in some])
-        trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
+        trajectory = _sampled(model, schedule, records[start : start + batch], allocation, seed)
         raw.append(trajectory.raw_BTOhw.cpu())
-        found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
-        regions.append(token_shares(found, raw[-1].shape[-2:]))
+        masks = [region(picture) for picture in model.decode(trajectory.latents_BSCHW[:, -1])]
+        regions.append(token_shares(masks, model.geometry.tokens))
     return torch.cat(raw), torch.cat(regions)
 
 

@@ -14,9 +14,12 @@ from tqdm import tqdm
 
 from star.config import DRAWN_BY, Compute, Evaluation, Policy
 from star.errors import InputError
+from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import Encoded, Generator, origin
+from star.models.adapter import load_adapter
+from star.models.door import FlowModel, Text, load_model
+from star.models.load import origin
 from star.prompts.record import Prompt, read
 
 
@@ -38,12 +41,10 @@ def _folder(out: Path, number: int, record: Prompt) -> Path:
     return folder
 
 
-def draw(
-    generator: Generator, prompts: Encoded, empty: Encoded | None, schedule: Schedule, names: list[tuple[str, int]], seed: int
-) -> list[np.ndarray]:
-    """Pictures uint8 [H, W, 3] of encoded prompts by the ODE. (prompt id, picture) of `names` and `seed` name the noise."""
-    starts = torch.stack([noise((1, *generator.latent_shape()), "test", seed, *name) for name in names])
-    return generator.decode(generator.sample(starts, prompts, empty, schedule).latents_BSCHW[:, -1])
+def draw(model: FlowModel, text: Text, *, schedule: Schedule, names: list[tuple[str, int]], seed: int) -> list[np.ndarray]:
+    """Pictures uint8 [height, width, 3] of encoded prompts by the ODE; (prompt id, picture) and `seed` name the noise."""
+    starts = torch.stack([noise((1, *model.geometry.latents), "test", seed, *name) for name in names])
+    return model.decode(denoise(model, starts, text=text, schedule=schedule).latents_BSCHW[:, -1])
 
 
 def sample(
@@ -64,14 +65,13 @@ def sample(
     missing, or when `out` holds pictures of other weights, prompts or settings (they are removed to `start_over`).
     """
     records = read(prompts)
-    generator = Generator(policy, compute=compute)
+    model = load_model(policy, compute)
     checkpoint = "base"
     if adapter is not None:
-        generator.load_adapter(adapter)
+        load_adapter(model, adapter)
         checkpoint = str(adapter)
-    schedule = make_schedule(generator.pipe.scheduler, evaluation.steps, 0.0)
-    empty = generator.empty_prompt()
-    encoded = generator.encode(records)
+    schedule = make_schedule(model.sigmas(evaluation.steps), noise_level=0.0)
+    text = model.encode([record.text for record in records])
     out.mkdir(parents=True, exist_ok=True)
     made_by = hashlib.sha256(f"{DRAWN_BY}{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
     made_by = f"{checkpoint} {origin(policy, adapter)} {made_by}"
@@ -95,7 +95,7 @@ def sample(
         batch = missing[start : start + evaluation.batch]
         rows = torch.tensor([n for n, _, _ in batch])
         names = [(records[n].id, k) for n, k, _ in batch]
-        pictures = draw(generator, encoded[rows], empty, schedule, names, seed)
+        pictures = draw(model, text[rows], schedule=schedule, names=names, seed=seed)
         for picture, (n, k, path) in zip(pictures, batch, strict=True):
             _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n].id, checkpoint=checkpoint)
         bar.update(len(batch))

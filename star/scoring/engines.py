@@ -19,8 +19,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from star import torchvision_schemas
 from star.errors import InputError
+from star.runtime import declare_torchvision
 
 LINE_HEIGHT = 48  # pixels; what RapidOCR's recogniser was trained on
 _LINES, _PAGES = 12, 8  # pictures at once
@@ -144,7 +144,7 @@ def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
 
     Raises InputError when the package is missing.
     """
-    torchvision_schemas.declare()
+    declare_torchvision()
     try:
         from easyocr.config import MODULE_PATH, detection_models, recognition_models
     except ModuleNotFoundError as error:

@@ -7,9 +7,9 @@ never share a table column.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from star import torchvision_schemas
 from star.errors import InputError
 from star.prompts.record import Prompt
+from star.runtime import declare_torchvision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def make_scorer(task: str, scorers: "Scorers") -> Scorer:
 
         return OcrScorer(scorers)
     if task == "pickscore":
-        torchvision_schemas.declare()
+        declare_torchvision()
         from star.scoring.pickscore import PickScorer
 
         return PickScorer(scorers)

@@ -10,13 +10,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
 
 from star.errors import InputError
-from star.models.sd3 import ADAPTER_FILE
+from star.models import adapter
+from star.models.adapter import ADAPTER_FILE
 from star.training.learner import Captured, Learner
 
 
@@ -35,17 +33,6 @@ def _sort_header(file: Path) -> None:
     file.write_bytes(len(ordered).to_bytes(8, "little") + ordered + content[end:])
 
 
-def at_full_strength(weights: dict[str, torch.Tensor], metadata: dict) -> tuple[dict[str, torch.Tensor], dict]:
-    """The same adapter with alpha = rank, and the factor alpha / rank inside lora_B, weights under peft's names.
-
-    Tools that drop the file's header take alpha = rank, and would otherwise load the adapter at another strength. The factor is
-    exact where it is a power of two. Source: ours.
-    """
-    factor = metadata["lora_alpha"] / metadata["r"]
-    folded = {name: factor * tensor if ".lora_B." in name else tensor for name, tensor in weights.items()}
-    return folded, metadata | {"lora_alpha": metadata["r"]}
-
-
 def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest: str) -> None:
     """Write the checkpoint `folder` of a captured learner atomically. `digest` names the settings it belongs to."""
     draft = folder.with_name(f".{folder.name}.tmp")
@@ -55,12 +42,8 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
     save_file(captured.weights, state / "weights.safetensors")
     save_file({str(i): a for i, a in enumerate(captured.average)}, state / "average.safetensors")
     save_file(captured.optimizer, state / "optimizer.safetensors")
-    metadata = _collate_lora_metadata({"transformer": learner.policy.transformer})["transformer_lora_adapter_metadata"]
-    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order no two processes share
-    averaged, metadata = at_full_strength(captured.averaged, metadata)
-    StableDiffusion3Pipeline.save_lora_weights(
-        draft / "adapter", transformer_lora_layers=averaged, transformer_lora_adapter_metadata=metadata
-    )
+    model = learner.policy.model
+    model.save_lora(draft / "adapter", *adapter.at_full_strength(captured.averaged, adapter.metadata(model.transformer)))
     _sort_header(draft / "adapter" / ADAPTER_FILE)
     files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)}
     progress = {

@@ -7,7 +7,8 @@ import torch
 
 from star.config import Training
 from star.errors import Diverged
-from star.models.sd3 import Generator
+from star.models import adapter
+from star.models.policy import Policy
 
 
 class Ema:
@@ -24,14 +25,6 @@ class Ema:
         if self.steps % self.every == 0:
             decay = min((1 + self.steps) / (10 + self.steps), self.decay)
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange average and parameters; call it twice to come back."""
-        for average, p in zip(self.average, self.parameters, strict=True):
-            kept = p.detach().clone()
-            p.copy_(average)
-            average.copy_(kept)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -65,14 +58,14 @@ class Captured:
 class Learner:
     """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does."""
 
-    def __init__(self, policy: Generator, training: Training, seed: int) -> None:
+    def __init__(self, policy: Policy, training: Training) -> None:
         self.policy = policy
-        self.parameters = policy.add_adapter(seed)
+        self.parameters = policy.parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
         )
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a part of the loss."""
@@ -92,7 +85,7 @@ class Learner:
         if finite:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, training.max_grad_norm, norm)
         elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
-            named = self.policy.transformer.named_parameters()
+            named = self.policy.model.transformer.named_parameters()
             bad = next(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
             raise Diverged(f"gradient of {bad} is not finite (epoch {epoch}); weights are untouched")
         before = [p.detach().clone() for p in self.parameters]
@@ -122,17 +115,17 @@ class Learner:
         def copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
-        weights = copy(self.policy.adapter_state())
-        self.ema.swap()
-        averaged = copy(self.policy.adapter_state())
-        self.ema.swap()
+        transformer = self.policy.model.transformer
+        weights = copy(adapter.weights(transformer))
+        with self.policy.using(self.ema.average):
+            averaged = copy(adapter.weights(transformer))
         average = [a.to("cpu", copy=True) for a in self.ema.average]
         optimizer = copy(optimizer_tensors(self.optimizer))
         return Captured(weights, averaged, average, optimizer, self.scaler.state_dict(), self.ema.steps)
 
     def restore(self, captured: Captured) -> None:
         """Become what was captured; `averaged` follows from `average`."""
-        self.policy.set_adapter_state(captured.weights)
+        adapter.set_weights(self.policy.model.transformer, captured.weights)
         for average, kept in zip(self.ema.average, captured.average, strict=True):
             average.copy_(kept)
         self.ema.steps = captured.optimizer_steps

@@ -5,9 +5,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from star.config import RunSettings
-from star.models.attention import CoreColumns
-from star.models.sd3 import Encoded, Generator
-from star.training.rollout import trained_steps
+from star.models.door import FlowModel
+from star.models.policy import Policy
+from star.training.epoch import trained_steps
 
 _GIB = 2**30
 _ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
@@ -27,34 +27,35 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
     ]
 
 
-def describe_device(policy: Generator) -> str:
+def describe_device(policy: Policy) -> str:
     """Where the transformer runs, and in which precision."""
-    return f"device   {policy.device.type}, {str(policy.dtype).removeprefix('torch.')}"
+    return f"device   {policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
 
 
-def describe_memory(policy: Generator, batch: int, processes: int) -> list[str]:
+def describe_memory(policy: Policy, settings: RunSettings, processes: int) -> list[str]:
     """The estimate of `memory_bytes`, GiB, in lines."""
-    gib = {part: size / _GIB for part, size in memory_bytes(policy, batch, processes).items()}
+    gib = {part: size / _GIB for part, size in memory_bytes(policy, settings, processes).items()}
     return [
         f"memory   weights {gib['weights']:.2f} GiB, adapter with optimizer {gib['adapter']:.2f}, activations of a micro-"
-        f"batch of {batch} {gib['activations']:.2f}; text encoders {gib['text encoders']:.2f} while prompts are encoded",
+        f"batch of {settings.rollout.batch} {gib['activations']:.2f}; "
+        f"text encoders {gib['text encoders']:.2f} while prompts are encoded",
         f"memory   estimated peak of a process {gib['peak']:.1f} GiB",
     ]
 
 
-def memory_bytes(policy: Generator, batch: int, processes: int) -> dict[str, float]:
-    """An estimate of what a process needs on its device, bytes by part and at the `peak`; `policy` has its adapter.
+def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[str, float]:
+    """An estimate of what a process needs on its device, bytes by part and at the `peak`.
 
     Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the
     autoencoder needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
     """
-    pipe, transformer = policy.pipe, policy.transformer
-    shared = processes if policy.compute.shard else 1
+    model, compute = policy.model, settings.compute
+    shared = processes if compute.shard else 1
     parts = {
-        "weights": _bytes(transformer, trained=False) / shared + _bytes(pipe.vae),
-        "adapter": _ADAPTER_COPIES * _bytes(transformer, trained=True),
-        "activations": activation_bytes(policy, batch),
-        "text encoders": sum(_bytes(e) for e in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3) if e is not None),
+        "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
+        "adapter": _ADAPTER_COPIES * _bytes(model.transformer, trained=True),
+        "activations": activation_bytes(model, settings.rollout.batch, compute.gradient_checkpointing),
+        "text encoders": sum(_bytes(encoder) for encoder in model.text_encoders()),
     }
     return parts | {"peak": parts["weights"] + parts["adapter"] + max(parts["activations"], parts["text encoders"])}
 
@@ -64,21 +65,19 @@ def _bytes(module: nn.Module, trained: bool | None = None) -> int:
     return sum(p.numel() * p.element_size() for p in chosen)
 
 
-def activation_bytes(policy: Generator, batch: int) -> int:
+def activation_bytes(model: FlowModel, batch: int, checkpointing: bool) -> int:
     """Bytes kept between forward and backward pass of a micro-batch; with gradient checkpointing one block's own are added."""
-    transformer = policy.transformer
-    kept = saved_for_backward(policy, batch)
-    if policy.compute.gradient_checkpointing:
-        transformer.disable_gradient_checkpointing()
-        kept += saved_for_backward(policy, batch) // len(transformer.transformer_blocks)
-        transformer.enable_gradient_checkpointing()
+    kept = saved_for_backward(model, batch)
+    if checkpointing:
+        model.transformer.disable_gradient_checkpointing()
+        kept += saved_for_backward(model, batch) // len(model.blocks)
+        model.transformer.enable_gradient_checkpointing()
     return kept
 
 
-def saved_for_backward(policy: Generator, batch: int) -> int:
-    """Bytes that autograd saves in `Generator.velocity`, beside the weights, found with tensors that have no data."""
-    transformer, config = policy.transformer, policy.transformer.config
-    columns = policy.pipe.tokenizer_max_length + policy.policy.max_sequence_length
+def saved_for_backward(model: FlowModel, batch: int) -> int:
+    """Bytes that autograd saves in the model's velocity, beside the weights, found with tensors that have no data."""
+    transformer = model.transformer
     alive: list[torch.Tensor] = []  # an address must not come back
     saved: dict[int, int] = {}
 
@@ -88,14 +87,9 @@ def saved_for_backward(policy: Generator, batch: int) -> int:
         return tensor
 
     eager = torch.compiler.set_stance("force_eager")  # compiled code reads what is not there
-    with eager, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(policy.device):
+    with eager, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(model.device):
         alive += [mode.from_tensor(t) for t in (*transformer.parameters(), *transformer.buffers())]
         weights = {t.untyped_storage()._cdata for t in alive}
-        core = CoreColumns(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1))
-        text = torch.zeros(batch, columns, config.joint_attention_dim)
-        prompt = Encoded(text, torch.zeros(batch, config.pooled_projection_dim), core)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            policy.velocity(
-                torch.zeros(batch, *policy.latent_shape()), 0.5, prompt, prompt[:1] if policy.policy.guidance > 1 else None
-            )
+            model.velocity(torch.zeros(batch, *model.geometry.latents), 0.5, model.example_text(batch))
     return sum(size for storage, size in saved.items() if storage not in weights)

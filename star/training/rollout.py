@@ -1,35 +1,35 @@
-"""One epoch's rollouts: prompts drawn, images sampled with noise, rewards computed beside the sampling.
+"""An epoch's rollouts: images sampled with noise, every process its share, rewards computed beside the sampling.
 
 Shapes: B rollouts of the epoch, R rollouts held by this process, T steps, S = T + 1 latents, O recorded blocks, C H W latents,
 h w token grid.
 """
 
 import time
-from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from star.config import Rollout
+from star.allocation.spread import token_shares
 from star.errors import Diverged
-from star.flow.schedule import Schedule, make_schedule
-from star.flow.seeding import generator, noise
-from star.models.sd3 import Encoded, Generator, Trajectory
-from star.prompts.record import Prompt
-from star.scoring.pool import RewardPool
-from star.training.processes import Processes
-from star.worlds.miniature.regions import token_shares
+from star.flow.sampler import Trajectory, denoise
+from star.flow.seeding import noise
+from star.models.attention import Recorder
+
+if TYPE_CHECKING:
+    from star.prompts.record import Prompt
+    from star.training.epoch import Epoch, Session
 
 
 @dataclass(frozen=True)
 class Rollouts:
     """The epoch: prompts (index into the epoch's) and rewards of all rollouts, trajectories of those that this process holds.
 
-    `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer.
-
-    `row_R` has the places of the held ones in the epoch. Trajectories lie on the CPU. `region_Rhw` is the share of every token
-    that the picture's true objects cover, where the world can tell.
+    `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer. `row_R` has the places of the held ones in the epoch.
+    Trajectories lie on the CPU. `region_Rhw` is the share of every token that the picture's true objects cover, where the world
+    can tell.
     """
 
     latents_RSCHW: torch.Tensor
@@ -48,105 +48,88 @@ class Rollouts:
         return np.searchsorted(self.row_R, rows)
 
 
-def last_trained(rollout: Rollout) -> int:
-    """One more than the last step that may be trained."""
-    whole = int(rollout.steps * rollout.trained_fraction)
-    return whole if rollout.window is None or rollout.window_range is None else rollout.window_range[1]
-
-
-def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
-    """The steps that are noisy and trained this epoch: all but the last share, or a window drawn for the epoch."""
-    last = last_trained(rollout)
-    if rollout.window is None:
-        return range(last)
-    first = 0 if rollout.window_range is None else rollout.window_range[0]
-    start = torch.randint(first, last - rollout.window + 1, (), generator=generator("window", seed, epoch))
-    return range(int(start), int(start) + rollout.window)
-
-
-def epoch_schedule(policy: Generator, rollout: Rollout, steps: range) -> Schedule:
-    """Noise on every step, or only on the window's."""
-    noisy = None if rollout.window is None else steps
-    return make_schedule(policy.pipe.scheduler, rollout.steps, rollout.noise_level, noisy, rollout.sampler)
-
-
-def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
-    """`count` different prompts of `total` for one epoch."""
-    return torch.randperm(total, generator=generator("prompts", seed, epoch))[:count].tolist()
-
-
-def sample_epoch(
-    policy: Generator,
-    rollout: Rollout,
-    schedule: Schedule,
-    records: list[Prompt],
-    ids: list[int],
-    prompts: Encoded,
-    empty: Encoded | None,
-    pool: RewardPool,
-    processes: Processes,
-    seed: int,
-    epoch: int,
-    record_maps: bool,
-    region: Callable[[np.ndarray], np.ndarray] | None,
-) -> Rollouts:
+def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
     """Sample `group_size` images of each of the epoch's prompts and reward them; every process has its share of the batches.
 
-    `records[i]` has index `ids[i]` in the training set, which names its noise. `region` gives the true mask of a picture's
-    objects, bool [height, width]. Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.
+    Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.
     """
+    rollout, processes = session.settings.rollout, session.processes
+    model, regions = session.learner.policy.model, session.regions
     began = time.perf_counter()
-    prompt_B = np.repeat(np.arange(len(records)), rollout.group_size)
-    shape = (rollout.steps + 1, *policy.latent_shape())
-    parts: list[Trajectory] = []
-    rewards, regions = [], []
+    prompt_B = np.repeat(np.arange(len(epoch.prompts)), rollout.group_size)
     batches = processes.share(np.arange(len(prompt_B)).reshape(-1, rollout.batch))
+
+    # Sample, and have each batch scored while the next is sampled.
+    parts: list[Trajectory] = []
+    shares: list[torch.Tensor] = []
+    scored: list[Future] = []
     for rows in batches:
         processes.stop_if_asked()
-        asked = prompt_B[rows]
-        noises = [
-            noise(shape, "rollout", seed, epoch, ids[p], b % rollout.group_size) for b, p in zip(rows, asked, strict=True)
-        ]
-        if rollout.same_start:
-            for one, p in zip(noises, asked, strict=True):
-                one[0] = noise(shape[1:], "start", seed, epoch, ids[p])
-        text, twins = prompts[torch.from_numpy(asked)], asked if rollout.same_start else None
-        batch = policy.sample(torch.stack(noises), text, empty, schedule, record_maps, twins)
-        _require_finite_latents(batch.latents_BSCHW, [records[p] for p in asked], epoch)
-        pictures = policy.decode(batch.latents_BSCHW[:, -1])
-        rewards.append(pool.submit(pictures, [records[p] for p in asked]))
-        if region is not None and record_maps:
-            regions.append(token_shares([region(picture) for picture in pictures], batch.raw_BTOhw.shape[-2:]))
+        prompts = [epoch.prompts[p] for p in prompt_B[rows]]
+        batch = _sample_batch(session, epoch, rows)
+        _require_finite_latents(batch.latents_BSCHW, prompts, epoch.number)
+        pictures = model.decode(batch.latents_BSCHW[:, -1])
+        scored.append(session.pool.submit(pictures, prompts))
+        if regions is not None and epoch.columns is not None:
+            shares.append(token_shares(regions(pictures), model.geometry.tokens))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
-    scored = [future.result() for future in rewards]
+
+    # Rewards of all processes, in the epoch's order.
+    rewards = [future.result() for future in scored]
     done = time.perf_counter()
     row_R = np.concatenate(batches)
-    columns_RN = np.concatenate([np.column_stack([reward, *each.values()]) for reward, each in scored])
+    columns_RN = np.concatenate([np.column_stack([reward, *each.values()]) for reward, each in rewards])
     reward_B, *each_NB = np.ascontiguousarray(processes.in_order(torch.from_numpy(columns_RN), row_R).numpy().T)
     if not np.isfinite(reward_B).all():
         b = int(np.flatnonzero(~np.isfinite(reward_B))[0])
-        prompt = records[prompt_B[b]].text
-        raise Diverged(f"reward is {reward_B[b]} (epoch {epoch}, prompt {prompt!r}); weights are untouched")
+        text = epoch.prompts[prompt_B[b]].text
+        raise Diverged(f"reward is {reward_B[b]} (epoch {epoch.number}, prompt {text!r}); weights are untouched")
     return Rollouts(
-        torch.cat([p.latents_BSCHW for p in parts]),
-        torch.cat([p.log_prob_BTHW for p in parts]),
-        torch.cat([p.raw_BTOhw for p in parts]) if record_maps else None,
-        torch.cat(regions) if regions else None,
-        row_R,
-        prompt_B,
-        reward_B,
-        dict(zip(scored[0][1], each_NB, strict=True)),
+        latents_RSCHW=torch.cat([p.latents_BSCHW for p in parts]),
+        log_prob_RTHW=torch.cat([p.log_prob_BTHW for p in parts]),
+        raw_RTOhw=None if epoch.columns is None else torch.cat([p.raw_BTOhw for p in parts]),
+        region_Rhw=torch.cat(shares) if shares else None,
+        row_R=row_R,
+        prompt_B=prompt_B,
+        reward_B=reward_B,
+        scorer_B=dict(zip(rewards[0][1], each_NB, strict=True)),
         seconds_rollout=sampled - began,
         seconds_reward=done - sampled,
     )
 
 
-def _require_finite_latents(latents_BSCHW: torch.Tensor, records: list[Prompt], epoch: int) -> None:
+def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Trajectory:
+    """The trajectories of some rollouts of the epoch, with the noise that (seed, epoch, prompt, rollout) name."""
+    rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
+    shape = (rollout.steps + 1, *model.geometry.latents)
+    prompt_B = rows // rollout.group_size
+    noises = []
+    for row, p in zip(rows, prompt_B, strict=True):
+        one = noise(shape, "rollout", epoch.seed, epoch.number, epoch.ids[p], row % rollout.group_size)
+        if rollout.same_start:
+            one[0] = noise(shape[1:], "start", epoch.seed, epoch.number, epoch.ids[p])
+        noises.append(one)
+    place_B = torch.from_numpy(prompt_B)
+    recorder = None
+    if epoch.columns is not None:
+        heads = None if allocation.heads is None else tuple(allocation.heads)
+        recorder = Recorder(epoch.columns[place_B], tuple(allocation.blocks), heads)
+    return denoise(
+        model,
+        torch.stack(noises),
+        text=epoch.text[place_B],
+        schedule=epoch.schedule,
+        recorder=recorder,
+        twin_B=prompt_B if rollout.same_start else None,
+    )
+
+
+def _require_finite_latents(latents_BSCHW: torch.Tensor, prompts: "list[Prompt]", epoch: int) -> None:
     finite_BS = latents_BSCHW.isfinite().all(-1).all(-1).all(-1)
     if not finite_BS.all():
         s, b = min((s, b) for b, s in (~finite_BS).nonzero().tolist())  # the first step that went wrong
         raise Diverged(
-            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {records[b].text!r}); "
+            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {prompts[b].text!r}); "
             "weights are untouched"
         )

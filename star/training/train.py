@@ -1,37 +1,30 @@
-"""The training loop: rollout, reward, advantage, allocation, update; metrics.jsonl, checkpoints, resume.
-
-Shapes: B rollouts of the epoch, R rollouts held by this process, T steps, O recorded blocks, H W latents, h w token grid.
-"""
+"""Stage: training. Epochs, metrics.jsonl, checkpoints, resume; in as many processes as were launched."""
 
 import json
-import resource
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
-from star.config import Allocation, RunSettings, published_epochs
+from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
-from star.flow.seeding import generator
-from star.models.sd3 import Encoded, Generator, origin
-from star.objectives.advantages import group_advantages
+from star.models.door import load_model
+from star.models.load import origin
+from star.models.policy import Policy
+from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
+from star.training.epoch import Session, last_trained, run_epoch
 from star.training.learner import Learner
 from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
-from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, last_trained, sample_epoch, trained_steps
-from star.training.update import update_policy
 from star.worlds.miniature.regions import region
 
 
-def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> None:
+def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) -> None:
     """Raise InputError where batch numbers do not divide or prompts are too few, before anything is loaded."""
     rollout = settings.rollout
     images = rollout.groups * rollout.group_size
@@ -42,8 +35,8 @@ def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> N
             f"rollout.batch: {images} images in batches of {rollout.batch} are {images // rollout.batch}, which {processes} "
             "processes cannot share evenly"
         )
-    if len(records) < rollout.groups:
-        raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(records)}")
+    if len(prompts) < rollout.groups:
+        raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(prompts)}")
     first, last = rollout.window_range or (0, rollout.steps)
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
@@ -55,195 +48,118 @@ def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> N
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
 
 
-def make_maps(allocation: Allocation, rollouts: Rollouts, steps: range, seed: int, epoch: int) -> torch.Tensor | None:
-    """The allocation maps of the held rollouts and trained steps [R, len(steps), H, W], or None for the scalar objective."""
-    if allocation.source == "none":
-        return None
-    noise = None
-    if allocation.source in ("random", "shuffled"):
-        shape = (len(rollouts.prompt_B), len(steps), *rollouts.raw_RTOhw.shape[-2:])
-        noise = torch.randn(shape, generator=generator("random map", seed, epoch))[rollouts.row_R]
-    return allocation_map(allocation, rollouts.raw_RTOhw, rollouts.region_Rhw, steps, noise)
+def make_policy(settings: RunSettings, seed: int) -> Policy:
+    """The base with a fresh adapter, its attention ready to be recorded where maps are made."""
+    model = load_model(settings.policy, settings.compute)
+    allocation = settings.allocation
+    if allocation.source != "none":
+        model.watch(allocation.blocks, allocation.heads)
+    return Policy(model, settings.policy.lora, seed)
 
 
-def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: Rollouts, blocks: list[int], processes: Processes) -> dict:
-    """What metrics.jsonl says of an epoch's maps, means over its rollouts; nothing for the scalar objective.
-
-    Where the true objects are known: the localisation gain of the weights, and of the raw attention by block and step.
-    """
-    if map_RTHW is None:
-        return {}
-    found = {"map_entropy": entropy(map_RTHW), "map_effective_area": effective_area(map_RTHW), "map_drift": drift(map_RTHW)}
-    if rollouts.region_Rhw is not None:
-        area_R, weights_RThw = rollouts.region_Rhw.mean((1, 2)), map_RTHW[..., ::2, ::2]
-        area_R = area_R.where(area_R > 0, torch.nan)  # pictures without objects count nowhere
-        found["object_area"] = area_R
-        found["map_localisation"] = localisation(weights_RThw, rollouts.region_Rhw).mean(1)
-        found["gradient_inside"] = localisation(weights_RThw**2, rollouts.region_Rhw).mean(1) * area_R
-        for o, block in enumerate(blocks):
-            gain_RT = localisation(rollouts.raw_RTOhw[:, :, o], rollouts.region_Rhw)
-            found |= {f"localisation_block{block}_step{t}": gain_R for t, gain_R in enumerate(gain_RT.unbind(1))}
-    all_BN = processes.in_order(torch.stack(list(found.values()), 1), rollouts.row_R)
-    means = (x.item() for x in all_BN.nanmean(0))  # nan: no objects in the picture, or one step only
-    return {name: None if np.isnan(mean) else mean for name, mean in zip(found, means, strict=True)}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process on its device, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _keep_rows(file: Path, epochs: int) -> None:
-    """Cut metrics of epochs that a resumed run does again."""
-    rows = file.read_text().splitlines()[:epochs] if file.exists() else []
-    draft = file.with_name(f".{file.name}.tmp")
-    draft.write_text("".join(row + "\n" for row in rows))
-    draft.replace(file)
-
-
-def plan(settings: RunSettings, seed: int, records: list[Prompt]) -> None:
+def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     """Print what `train` would do and need with compute.processes, and do nothing. Raises InputError as `train` does."""
     processes = settings.compute.processes
-    check(settings, records, processes)
-    policy = Generator(settings.policy, settings.allocation, settings.compute)
-    policy.add_adapter(seed)
-    print(
-        *describe(settings, processes),
-        describe_device(policy),
-        *describe_memory(policy, settings.rollout.batch, processes),
-        sep="\n",
-    )
+    check(settings, prompts, processes)
+    policy = make_policy(settings, seed)
+    print(*describe(settings, processes), describe_device(policy), *describe_memory(policy, settings, processes), sep="\n")
 
 
-def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, start_over: bool = False) -> None:
-    """Train one method on one task into `out`, resuming from its newest checkpoint; in as many processes as were launched.
+def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path, start_over: bool = False) -> None:
+    """Train one method on one task into `out`, resuming from its newest checkpoint.
 
     Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
     ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
     whole epoch.
     """
+    # What there is to go on from.
     processes = Processes()
-    check(settings, records, processes.count)
+    check(settings, prompts, processes.count)
     digest = f"{settings.digest()}-{origin(settings.policy)}"
-    training, checkpoints = settings.training, out / "checkpoints"
-    found = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, training.epochs, start_over))
-    allocation = settings.allocation if settings.allocation.source != "none" else None
-    policy = Generator(settings.policy, allocation, settings.compute)
-    learner = Learner(policy, training, seed)
-    done = checkpoint.resume(found, learner)
-    metrics = out / "metrics.jsonl"
-    if processes.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "settings.json").write_text(settings.model_dump_json(indent=1))
-        (out / "environment.json").write_text(
-            json.dumps(environment(policy.device) | {"precision": str(policy.dtype)}, indent=1)
-        )
-        _keep_rows(metrics, done)
-        lines = [*describe(settings, processes.count), describe_device(policy)]
-        if policy.device.type == "cuda":
-            lines += describe_memory(policy, settings.rollout.batch, processes.count)
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+    checkpoints = out / "checkpoints"
+    newest = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, settings.training.epochs, start_over))
 
-    policy.shard(processes.count)
-    empty = policy.empty_prompt()
-    published = published_epochs(training)
+    # The learner, as it was then.
+    learner = Learner(make_policy(settings, seed), settings.training)
+    done = checkpoint.resume(newest, learner)
+    if processes.rank == 0:
+        _announce(settings, learner.policy, out, done, processes.count)
+    if settings.compute.shard and processes.count > 1:
+        learner.policy.shard(processes.count)
+
+    # Epochs, each with its line of metrics.
     bar = tqdm(
-        range(done + 1, training.epochs + 1),
+        range(done + 1, settings.training.epochs + 1),
         initial=done,
-        total=training.epochs,
+        total=settings.training.epochs,
         desc=f"{settings.task} {settings.method} seed{seed}",
         unit="epoch",
         mininterval=0.1 if sys.stderr.isatty() else 20,
         disable=processes.rank > 0,
     )
-    with processes.watching(), RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool, bar:
-        pool.check(records)
+    reward, workers = settings.reward, settings.scorers.workers
+    with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar:
+        pool.check(prompts)
+        regions = _regions if settings.prompts.world == "miniature" else None
+        objective = make_objective(settings)
+        session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
         for epoch in bar:
-            before = learner.capture() if processes.rank == 0 else None
-            try:
-                row = train_epoch(settings, learner, records, empty, pool, processes, seed, epoch, first=epoch == done + 1)
-            except Preempted as stop:
-                kept = checkpoints / f"step{epoch - 1}"
-                if processes.rank == 0 and epoch > 1 and not kept.exists():
-                    checkpoint.save(kept, learner, before, epoch - 1, digest)
-                processes.gather(None)  # a launcher kills all when one leaves
-                raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
-            if processes.rank > 0:
-                continue
-            with metrics.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
-            if training.max_kl is not None and row["kl"] > training.max_kl:
-                raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
-            if epoch in published or (training.save_every and epoch % training.save_every == 0):
-                checkpoint.save(checkpoints / f"step{epoch}", learner, learner.capture(), epoch, digest)
-                checkpoint.prune(checkpoints, training.keep_states, published)
+            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, checkpoints=checkpoints, digest=digest)
+            if processes.rank == 0:
+                _keep(session, row, out, digest)
+                bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
     processes.close()
 
 
-def train_epoch(
-    settings: RunSettings,
-    learner: Learner,
-    records: list[Prompt],
-    empty: Encoded | None,
-    pool: RewardPool,
-    processes: Processes,
-    seed: int,
-    epoch: int,
-    first: bool,
-) -> dict:
-    """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl."""
-    rollout, training, allocation, policy = settings.rollout, settings.training, settings.allocation, learner.policy
-    record_maps = allocation.source != "none"
-    processes.stop_if_asked()
-    ids = draw_prompts(rollout.groups, len(records), seed, epoch)
-    chosen = [records[i] for i in ids]
-    prompts = policy.encode(chosen)
-    steps = trained_steps(rollout, seed, epoch)
-    schedule = epoch_schedule(policy, rollout, steps)
-    true_region = region if settings.prompts.world == "miniature" else None
-    rollouts = sample_epoch(
-        policy, rollout, schedule, chosen, ids, prompts, empty, pool, processes, seed, epoch, record_maps, true_region
-    )
-    began = time.perf_counter()
-    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
-    map_RTHW = make_maps(allocation, rollouts, steps, seed, epoch)
-    mapped = time.perf_counter()
-    row = update_policy(
-        learner,
-        training,
-        allocation.objective,
-        schedule,
-        steps,
-        rollouts,
-        map_RTHW,
-        advantage_B,
-        chosen,
-        prompts,
-        empty,
-        processes,
-        batch=rollout.batch,
-        seed=seed,
-        epoch=epoch,
-        expect_ratio_one=first,
-    )
-    updated = time.perf_counter()
-    reward_B = rollouts.reward_B
-    return {
-        "epoch": epoch,
-        **row,
-        "reward_mean": reward_B.mean(),
-        "reward_std": reward_B.std(),
-        **{f"reward_{scorer}": each_B.mean() for scorer, each_B in rollouts.scorer_B.items()},
-        "zero_advantage_share": float((advantage_B == 0).mean()),
-        "images": len(reward_B),
-        **map_diagnostics(map_RTHW, rollouts, allocation.blocks, processes),
-        "seconds_rollout": rollouts.seconds_rollout,
-        "seconds_reward": rollouts.seconds_reward,
-        "seconds_maps": mapped - began,
-        "seconds_update": updated - mapped,
-        "peak_memory_bytes": max(processes.gather(peak_memory(policy.device))),
-    }
+def _regions(pictures: list) -> list:
+    return [region(picture) for picture in pictures]
+
+
+def _announce(settings: RunSettings, policy: Policy, out: Path, done: int, processes: int) -> None:
+    """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+    here = environment(policy.device) | {"precision": str(policy.model.dtype)}
+    (out / "environment.json").write_text(json.dumps(here, indent=1), encoding="utf-8")
+    _keep_rows(out / "metrics.jsonl", done)
+    lines = [*describe(settings, processes), describe_device(policy)]
+    if policy.device.type == "cuda":
+        lines += describe_memory(policy, settings, processes)
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _keep_rows(file: Path, epochs: int) -> None:
+    """Cut metrics of epochs that a resumed run does again."""
+    rows = file.read_text(encoding="utf-8").splitlines()[:epochs] if file.exists() else []
+    draft = file.with_name(f".{file.name}.tmp")
+    draft.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    draft.replace(file)
+
+
+def _epoch_or_stop(session: Session, epoch: int, *, first: bool, checkpoints: Path, digest: str) -> dict:
+    """An epoch; when asked to stop in it, a checkpoint of the epoch before, and Preempted."""
+    learner, processes = session.learner, session.processes
+    before = learner.capture() if processes.rank == 0 else None
+    try:
+        return run_epoch(session, epoch, first)
+    except Preempted as stop:
+        kept = checkpoints / f"step{epoch - 1}"
+        if processes.rank == 0 and epoch > 1 and not kept.exists():
+            checkpoint.save(kept, learner, before, epoch - 1, digest)
+        processes.gather(None)  # a launcher kills all when one leaves
+        raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
+
+
+def _keep(session: Session, row: dict, out: Path, digest: str) -> None:
+    """Write an epoch's metrics and, when it is time, its checkpoint. Raises Diverged above training.max_kl."""
+    training, epoch = session.settings.training, row["epoch"]
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    if training.max_kl is not None and row["kl"] > training.max_kl:
+        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
+    published = published_epochs(training)
+    if epoch in published or (training.save_every and epoch % training.save_every == 0):
+        checkpoints = out / "checkpoints"
+        checkpoint.save(checkpoints / f"step{epoch}", session.learner, session.learner.capture(), epoch, digest)
+        checkpoint.prune(checkpoints, training.keep_states, published)

@@ -1,24 +1,24 @@
-"""The policy update: clipped loss with allocated log-probabilities, KL to the reference, one backward a step.
+"""The policy update: an objective's terms at its points, one backward pass a point, one optimizer step an update.
 
 Shapes: B rollouts of the epoch, R rollouts held by this process, M micro-batch, T trained steps, C H W latents, h w token grid.
 """
 
-from collections import defaultdict
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from star.config import Training
-from star.errors import Diverged
-from star.flow.schedule import Schedule, log_prob, reference_kl, step_mean
-from star.flow.seeding import generator
-from star.models.sd3 import Encoded
-from star.objectives.flow_grpo import allocate, clipped_loss, clipped_loss_by_location
-from star.prompts.record import Prompt
-from star.training.learner import Learner
+from star.flow.seeding import rng
+from star.models.door import Text
+from star.models.policy import Policy
+from star.objectives.door import Objective, Transition, Velocities
+from star.training.metrics import Meter
 from star.training.processes import Processes
-from star.training.rollout import Rollouts
+
+if TYPE_CHECKING:
+    from star.training.epoch import Epoch, Session
+    from star.training.rollout import Rollouts
 
 MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
 
@@ -28,7 +28,7 @@ def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: i
 
     The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio 1.
     """
-    order = kept[torch.randperm(len(kept), generator=generator("update", seed, epoch)).numpy()]
+    order = kept[torch.randperm(len(kept), generator=rng("update", seed, epoch)).numpy()]
     starts = range(0, len(order), size)
     batches = [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in starts]
     return [batches[u::updates] for u in range(min(updates, len(batches)))]
@@ -42,16 +42,21 @@ def deal(batches: list[MicroBatch], processes: int) -> list[list[MicroBatch]]:
 
 
 def fetch(
-    rollouts: Rollouts, map_RTHW: torch.Tensor | None, steps: range, updates: list[list[list[MicroBatch]]], processes: Processes
-) -> tuple[Rollouts, torch.Tensor | None]:
+    rollouts: "Rollouts",
+    map_RTHW: torch.Tensor | None,
+    *,
+    trained: range,
+    updates: list[list[list[MicroBatch]]],
+    processes: Processes,
+) -> tuple["Rollouts", torch.Tensor | None]:
     """The rollouts and maps that this process's micro-batches need, from the processes that sampled them.
 
     `updates` has every update's micro-batches by process. Only what the update reads comes along: the trained steps.
     """
-    latents = rollouts.latents_RSCHW[:, steps.start : steps.stop + 1]
-    log_prob_RTHW = rollouts.log_prob_RTHW[:, steps.start : steps.stop]
+    latents_RSCHW = rollouts.latents_RSCHW[:, trained.start : trained.stop + 1]
+    log_prob_RTHW = rollouts.log_prob_RTHW[:, trained.start : trained.stop]
     if processes.count == 1:
-        return replace(rollouts, latents_RSCHW=latents, log_prob_RTHW=log_prob_RTHW), map_RTHW
+        return replace(rollouts, latents_RSCHW=latents_RSCHW, log_prob_RTHW=log_prob_RTHW), map_RTHW
     wanted = [
         np.unique(np.concatenate([rows for update in updates for rows, _ in update[rank]])) for rank in range(processes.count)
     ]
@@ -62,124 +67,105 @@ def fetch(
     def exchanged(tensor_R: torch.Tensor) -> torch.Tensor:
         return processes.exchange(tensor_R, rollouts.row_R, wanted, owner_B)
 
-    fetched = replace(
-        rollouts, latents_RSCHW=exchanged(latents), log_prob_RTHW=exchanged(log_prob_RTHW), row_R=wanted[processes.rank]
+    held = replace(
+        rollouts,
+        latents_RSCHW=exchanged(latents_RSCHW),
+        log_prob_RTHW=exchanged(log_prob_RTHW),
+        row_R=wanted[processes.rank],
     )
-    return fetched, None if map_RTHW is None else exchanged(map_RTHW)
+    return held, None if map_RTHW is None else exchanged(map_RTHW)
+
+
+def velocities_at(policy: Policy, point: Transition, text: Text, objective: Objective) -> Velocities:
+    """The policy's velocity at a point, with gradient, and what else the objective asks for, without."""
+    new = policy.velocity(point.x, point.sigma, text)
+    reference = None
+    if "reference" in objective.asks:
+        with torch.no_grad(), policy.reference():
+            reference = policy.velocity(point.x, point.sigma, text)
+    return Velocities(new, reference)
+
+
+def accumulate(
+    session: "Session",
+    epoch: "Epoch",
+    rollouts: "Rollouts",
+    *,
+    batches: list[MicroBatch],
+    advantage_B: np.ndarray,
+    map_RTHW: torch.Tensor | None,
+) -> Meter:
+    """Add the gradients of this process's micro-batches of one update, without a step; returns what was seen.
+
+    The gradients are those of this process's share of the mean; `Processes.add_gradients` sums the shares. Raises Preempted
+    when asked to stop.
+    """
+    learner, objective, processes = session.learner, session.objective, session.processes
+    policy, device = learner.policy, learner.policy.device
+    total = sum(processes.gather(sum(count for _, count in batches))) * len(epoch.trained)
+    meter = Meter(epoch.number)
+    for rows_M, count in batches:
+        processes.stop_if_asked()
+        prompt_M = rollouts.prompt_B[rows_M]
+        text, prompts = epoch.text[torch.from_numpy(prompt_M)], [epoch.prompts[p].text for p in prompt_M]
+        advantage_M = torch.from_numpy(advantage_B[rows_M]).float().to(device)
+        weight_M = (torch.arange(len(rows_M), device=device) < count).float() / total
+        for point in objective.points(epoch, rollouts, rows_M):
+            point = point.to(device)
+            map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
+            terms = objective.terms(
+                epoch,
+                point,
+                velocities=velocities_at(policy, point, text, objective),
+                advantage_M=advantage_M,
+                map_MHW=map_MHW,
+            )
+            sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
+            loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
+            learner.backward(loss)
+            meter.add(terms, sums | {"loss": loss}, count=count, total=total, step=point.step, prompts=prompts)
+    return meter
 
 
 def update_policy(
-    learner: Learner,
-    training: Training,
-    objective: str,
-    schedule: Schedule,
-    steps: range,
-    rollouts: Rollouts,
-    map_RTHW: torch.Tensor | None,
-    advantage_B: np.ndarray,
-    records: list[Prompt],
-    prompts: Encoded,
-    empty: Encoded | None,
-    processes: Processes,
+    session: "Session",
+    epoch: "Epoch",
+    rollouts: "Rollouts",
     *,
-    batch: int,
-    seed: int,
-    epoch: int,
+    advantage_B: np.ndarray,
+    map_RTHW: torch.Tensor | None,
     expect_ratio_one: bool,
 ) -> dict[str, float]:
     """One epoch's optimizer steps; returns means of what metrics.jsonl says of an update (docs/method.md).
 
-    `map_RTHW` has the maps of `steps`, `records` and `prompts` the epoch's prompts. The approximate KL to the rollout's policy
-    is mean(ratio - 1 - log ratio).
-
-    Rollouts of zero advantage are dropped. With `expect_ratio_one` every ratio of the first optimizer step must be 1, exactly
-    on a CPU and within a tenth of the clip range or 1e-5 on a GPU, else RuntimeError: rollout and update then do not see the
-    same numbers. Raises Diverged on a loss or gradient that is not finite, before the weights are touched, and Preempted
-    when asked to stop.
+    `map_RTHW` has the maps of the trained steps. Rollouts of zero advantage are dropped where the objective says so. With
+    `expect_ratio_one` every ratio of the first optimizer step must be 1, exactly on a CPU and within a tenth of the clip range
+    or 1e-5 on a GPU, else RuntimeError: rollout and update then do not see the same numbers. Raises Diverged on a loss or
+    gradient that is not finite, before the weights are touched, and Preempted when asked to stop.
     """
-    policy, device = learner.policy, learner.policy.device
-    clip_range = training.location_clip_range if objective == "per_location" else training.clip_range
-    # a GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate)
-    allowed = max(clip_range / 10, 1e-5) if device.type == "cuda" else 0.0
-    kept = np.flatnonzero(advantage_B)
-    updates = [deal(b, processes.count) for b in micro_batches(kept, batch, training.updates_per_epoch, seed, epoch)]
+    settings, learner, objective, processes = session.settings, session.learner, session.objective, session.processes
+    kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
+    batches = micro_batches(kept, settings.rollout.batch, settings.training.updates_per_epoch, epoch.seed, epoch.number)
+    updates = [deal(of_update, processes.count) for of_update in batches]
     if not updates:  # every group's rewards are equal: nothing to learn from
-        at_one = dict.fromkeys(("ratio_mean", "ratio_min", "ratio_max"), 1.0)
-        nothing = (
-            "loss",
-            "policy_loss",
-            "kl",
-            "approximate_kl",
-            "clip_fraction",
-            "grad_norm",
-            "update_norm",
-            "ratio_max_deviation",
-        )
-        return at_one | dict.fromkeys(nothing, 0.0)
-    rollouts, map_RTHW = fetch(rollouts, map_RTHW, steps, updates, processes)
-    seen: dict[str, list[float]] = defaultdict(list)
+        return objective.idle | {"grad_norm": 0.0, "update_norm": 0.0}
+    rollouts, map_RTHW = fetch(rollouts, map_RTHW, trained=epoch.trained, updates=updates, processes=processes)
+    seen = Meter(epoch.number)
     for u, dealt in enumerate(updates):
-        total = sum(count for batches in dealt for _, count in batches) * len(steps)
-        for rows_M, count in dealt[processes.rank]:
-            prompt_M, place_M = rollouts.prompt_B[rows_M], rollouts.places(rows_M)
-            prompt = prompts[torch.from_numpy(prompt_M)]
-            advantage_M = torch.from_numpy(advantage_B[rows_M]).float().to(device)
-            weight_M = (torch.arange(batch, device=device) < count).float() / total
-            for s, t in enumerate(steps):
-                processes.stop_if_asked()
-                x, x_next = (rollouts.latents_RSCHW[place_M, i].to(device) for i in (s, s + 1))
-                map_MHW = None if map_RTHW is None else map_RTHW[place_M, s].to(device)
-                sigma = schedule.sigma[t].item()
-                v = policy.velocity(x, sigma, prompt, empty)
-                mean = step_mean(schedule, t, x, v)
-                new_MHW = log_prob(schedule, t, x_next, mean)
-                old_MHW = rollouts.log_prob_RTHW[place_M, s].to(device)
-                if objective == "per_location":
-                    loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, clip_range)
-                else:
-                    new_M, old_M = allocate(new_MHW, map_MHW), allocate(old_MHW, map_MHW)
-                    loss_M, ratio = clipped_loss(advantage_M, new_M, old_M, clip_range)
-                kl_M = None
-                if training.kl_beta > 0:
-                    with torch.no_grad(), policy.reference():
-                        reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
-                    kl_M = reference_kl(schedule, t, mean, reference)
-                for name, value_M in (("policy loss", loss_M), ("KL to the base", kl_M)):
-                    _require_finite(name, value_M, [records[p].text for p in prompt_M], epoch, t)
-                deviation = (ratio.detach() - 1).abs().max().item()
-                if expect_ratio_one and u == 0 and deviation > allowed:
-                    raise RuntimeError(f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})")
-                policy_loss = (loss_M * weight_M).sum()
-                kl = 0.0 if kl_M is None else (kl_M * weight_M).sum()
-                loss = policy_loss + training.kl_beta * kl
-                learner.backward(loss)
-                if count == 0:
-                    continue
-                per_sample = total / count
-                seen["loss"].append(loss.item() * per_sample)
-                seen["policy_loss"].append(policy_loss.item() * per_sample)
-                seen["kl"].append(0.0 if kl_M is None else kl.item() * per_sample)
-                counted = ratio.detach()[:count]
-                seen["ratio_mean"].append(counted.mean().item())
-                seen["ratio_min"].append(counted.min().item())
-                seen["ratio_max"].append(counted.max().item())
-                seen["approximate_kl"].append((counted - 1 - counted.log()).mean().item())
-                seen["clip_fraction"].append(((counted - 1).abs() > clip_range).float().mean().item())
+        meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
+        meter.require_finite()
+        if expect_ratio_one and u == 0 and objective.ratio_starts_at_one:
+            meter.require_ratio_one(_allowed(objective, learner.policy.device))
         processes.add_gradients(learner.parameters)
-        grad_norm, update_norm = learner.step(training, epoch)
-        seen["grad_norm"].append(grad_norm)
-        seen["update_norm"].append(update_norm)
-    everyones = processes.gather(dict(seen))  # the first process always has a micro-batch that counts, others may have none
-    seen = {name: [v for one in everyones for v in one.get(name, [])] for name in everyones[0]}
-    row = {name: float(np.mean(values)) for name, values in seen.items()}
-    row |= {"ratio_min": float(np.min(seen["ratio_min"])), "ratio_max": float(np.max(seen["ratio_max"]))}
-    return row | {"ratio_max_deviation": max(row["ratio_max"] - 1, 1 - row["ratio_min"])}
+        grad_norm, update_norm = learner.step(settings.training, epoch.number)
+        meter.note(grad_norm=grad_norm, update_norm=update_norm)
+        seen.extend(meter)
+    return objective.idle | seen.row(processes)
 
 
-def _require_finite(name: str, value_M: torch.Tensor | None, prompts: list[str], epoch: int, step: int) -> None:
-    if value_M is None or value_M.isfinite().all():
-        return
-    m = int((~value_M.isfinite()).nonzero()[0])
-    raise Diverged(
-        f"{name} is {value_M[m].item()} (epoch {epoch}, denoising step {step}, prompt {prompts[m]!r}); weights are untouched"
-    )
+def _allowed(objective: Objective, device: torch.device) -> float:
+    """How far off 1 a ratio may be before the first update.
+
+    A GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate).
+    """
+    return max(objective.clip_range / 10, 1e-5) if device.type == "cuda" else 0.0

@@ -22,7 +22,7 @@ from star.doctor.weights import lacks
 from star.errors import InputError
 from star.hub import lock
 from star.hub.check import Source
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.scoring.scorer import needed
 from star.worlds.coco import published
 

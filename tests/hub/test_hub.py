@@ -14,7 +14,7 @@ from star import cli
 from star.config import Policy, Scorers
 from star.errors import InputError
 from star.hub import check as hub
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.prompts.record import Prompt
 from star.scoring.scorer import make_scorer
 

@@ -1,0 +1,115 @@
+"""The door for flow models: what the rest of the package may ask of a base, and the one place where its class decides.
+
+Outside of a model's file, latents are float32 [B, C, H, W] and a velocity is dx / dsigma: packing, position ids, the time's
+convention, signs and the guidance rule are inside. A further family is one file here and one line in `_FAMILIES`.
+
+Shapes: B batch, C latent channels, H W latent size, K core columns.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from star.errors import InputError
+from star.models.attention import Recorder
+from star.prompts.record import Span
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from star.config import Compute, Policy
+
+_FAMILIES = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}  # class in model_index.json -> module:class
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Latent channels and size, and how many latents a side make a token."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """(h, w), the grid of image tokens."""
+        return self.height // self.patch, self.width // self.patch
+
+
+class Text(Protocol):
+    """Encoded prompts of one model, opaque outside of it; rows can be taken."""
+
+    def __getitem__(self, rows: torch.Tensor) -> "Text": ...
+
+
+class FlowModel(Protocol):
+    """A frozen base on its device. Its `transformer` is what an adapter is added to."""
+
+    geometry: Geometry
+    device: torch.device
+    dtype: torch.dtype  # inside the transformer
+    compiled: bool  # a compiled block is another program for another batch shape, and for gradients
+    transformer: nn.Module
+    blocks: Sequence[nn.Module]  # to shard, compile and checkpoint; attention of block i is recorded as i
+    lora_targets: tuple[str, ...]  # what the field adapts by default
+    passes: int  # forward passes that a velocity costs
+
+    def watch(self, blocks: Sequence[int], heads: Sequence[int] | None = None) -> None:
+        """Choose the blocks that can be recorded. Raises InputError when one does not exist."""
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        """The noise levels of `steps` steps and the final 0, float32 [steps + 1], by the base's own scheduler."""
+
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """Encode prompts; the text encoders visit the device only meanwhile."""
+
+    def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
+        """For every span its columns among the text columns; none for what truncation cut away."""
+
+    def velocity(self, x_BCHW: torch.Tensor, sigma: float, text: Text, recorder: Recorder | None = None) -> torch.Tensor:
+        """The guided velocity at noise level sigma, float32 [B, C, H, W]; `recorder` keeps the conditional branch's maps."""
+
+    def decode(self, x_BCHW: torch.Tensor) -> "list[np.ndarray]":
+        """Pictures of clean latents, uint8 [height, width, 3] each."""
+
+    def save_lora(self, folder: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+        """Write an adapter as this family's pipelines load it; names and metadata are peft's."""
+
+    def read_lora(self, folder: Path) -> tuple[dict[str, torch.Tensor], dict | None]:
+        """An adapter's weights under peft's names and its metadata. Raises InputError for what is not the transformer's."""
+
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """What `encode` brings to the device."""
+
+    def decoder(self) -> nn.Module:
+        """What `decode` runs."""
+
+    def example_text(self, batch: int) -> Text:
+        """Text of the true shapes whose content does not matter, for estimates without data."""
+
+
+def load_model(settings: "Policy", compute: "Compute | None" = None) -> FlowModel:
+    """The base that `policy.model` names, by the class name in its model_index.json.
+
+    Raises InputError, with the remedy, when folder, repository, licence or revision is missing, and for a family that is not
+    known here.
+    """
+    from star.models.load import load_pipeline, pipeline_class
+
+    name = pipeline_class(settings)
+    if name not in _FAMILIES:
+        raise InputError(f"policy.model: {settings.model} is a {name}; known here are {', '.join(_FAMILIES)}")
+    module, _, family = _FAMILIES[name].partition(":")
+    wrapper = getattr(importlib.import_module(module), family)
+    return wrapper(load_pipeline(settings), settings, compute)

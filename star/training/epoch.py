@@ -1,0 +1,162 @@
+"""One epoch: prompts -> rollouts -> rewards -> advantages -> maps -> objective -> update.
+
+Shapes: B rollouts of the epoch, R rollouts held by this process, T trained steps, H W latents.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from star.allocation.columns import CoreColumns, core_columns
+from star.allocation.maps import allocation_map
+from star.allocation.sources import Observation
+from star.config import Allocation, Rollout, RunSettings
+from star.flow.schedule import Schedule, make_schedule
+from star.flow.seeding import rng
+from star.models.door import Text
+from star.objectives.advantages import group_advantages
+from star.objectives.door import Objective
+from star.prompts.record import Prompt
+from star.scoring.pool import RewardPool
+from star.training.learner import Learner
+from star.training.metrics import map_diagnostics, peak_memory
+from star.training.processes import Processes
+from star.training.rollout import Rollouts, sample_rollouts
+from star.training.update import update_policy
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same over the epochs of a training."""
+
+    settings: RunSettings
+    seed: int
+    prompts: Sequence[Prompt]
+    learner: Learner
+    objective: Objective
+    pool: RewardPool
+    processes: Processes
+    regions: Callable[[list[np.ndarray]], list[np.ndarray]] | None  # true objects of pictures, where the world knows them
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch's rollouts and update share, made once: prompts drawn, encoded, and the steps that are trained.
+
+    `ids` are the prompts' places in the training set; with seed and number they name all noise. `columns` are there when maps
+    of attention are made.
+    """
+
+    seed: int
+    number: int
+    prompts: list[Prompt]
+    ids: list[int]
+    text: Text
+    columns: CoreColumns | None
+    schedule: Schedule
+    trained: range
+
+
+def last_trained(rollout: Rollout) -> int:
+    """One more than the last step that may be trained."""
+    whole = int(rollout.steps * rollout.trained_fraction)
+    return whole if rollout.window is None or rollout.window_range is None else rollout.window_range[1]
+
+
+def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
+    """The steps that are noisy and trained this epoch: all but the last share, or a window drawn for the epoch."""
+    last = last_trained(rollout)
+    if rollout.window is None:
+        return range(last)
+    first = 0 if rollout.window_range is None else rollout.window_range[0]
+    start = torch.randint(first, last - rollout.window + 1, (), generator=rng("window", seed, epoch))
+    return range(int(start), int(start) + rollout.window)
+
+
+def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
+    """`count` different prompts of `total` for one epoch."""
+    return torch.randperm(total, generator=rng("prompts", seed, epoch))[:count].tolist()
+
+
+def prepare_epoch(session: Session, number: int) -> Epoch:
+    """Draw and encode the epoch's prompts and choose its trained steps."""
+    rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
+    ids = draw_prompts(rollout.groups, len(session.prompts), session.seed, number)
+    prompts = [session.prompts[i] for i in ids]
+    trained = trained_steps(rollout, session.seed, number)
+    noisy = None if rollout.window is None else trained  # without a window every step has noise
+    sigmas = model.sigmas(rollout.steps)
+    return Epoch(
+        seed=session.seed,
+        number=number,
+        prompts=prompts,
+        ids=ids,
+        text=model.encode([prompt.text for prompt in prompts]),
+        columns=None if allocation.source == "none" else core_columns(model, prompts, allocation.tokens),
+        schedule=make_schedule(sigmas, noise_level=rollout.noise_level, noisy=noisy, sampler=rollout.sampler),
+        trained=trained,
+    )
+
+
+def make_maps(allocation: Allocation, rollouts: Rollouts, epoch: Epoch) -> torch.Tensor | None:
+    """The allocation maps of the held rollouts and trained steps [R, T, H, W], or None for the scalar objective."""
+    if allocation.source == "none":
+        return None
+    steps, tokens = rollouts.raw_RTOhw.shape[1], tuple(rollouts.raw_RTOhw.shape[-2:])
+    noise_RThw = None
+    if allocation.source in ("random", "shuffled"):
+        shape = (len(rollouts.prompt_B), len(epoch.trained), *tokens)
+        noise_RThw = torch.randn(shape, generator=rng("random map", epoch.seed, epoch.number))[rollouts.row_R]
+    seen = Observation(
+        steps=steps,
+        tokens=tokens,
+        patch=rollouts.latents_RSCHW.shape[-1] // tokens[1],
+        raw_BTOhw=rollouts.raw_RTOhw,
+        region_Bhw=rollouts.region_Rhw,
+        reward_B=rollouts.reward_B[rollouts.row_R],
+        group_B=rollouts.prompt_B[rollouts.row_R],
+    )
+    return allocation_map(allocation, seen, epoch.trained, noise_RThw)
+
+
+def run_epoch(session: Session, number: int, first: bool) -> dict:
+    """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl.
+
+    Raises Diverged, Preempted and ScorerFailed; the weights are then what they were before the failing update.
+    """
+    settings, processes = session.settings, session.processes
+    processes.stop_if_asked()
+
+    # Prompts, rollouts and their rewards.
+    epoch = prepare_epoch(session, number)
+    rollouts = sample_rollouts(session, epoch)
+
+    # Advantages and maps.
+    began = time.perf_counter()
+    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, settings.training.advantage_clip)
+    map_RTHW = make_maps(settings.allocation, rollouts, epoch)
+    mapped = time.perf_counter()
+
+    # The update.
+    row = update_policy(session, epoch, rollouts, advantage_B=advantage_B, map_RTHW=map_RTHW, expect_ratio_one=first)
+    updated = time.perf_counter()
+
+    reward_B = rollouts.reward_B
+    return {
+        "epoch": number,
+        **row,
+        "reward_mean": reward_B.mean(),
+        "reward_std": reward_B.std(),
+        **{f"reward_{scorer}": each_B.mean() for scorer, each_B in rollouts.scorer_B.items()},
+        "zero_advantage_share": float((advantage_B == 0).mean()),
+        "images": len(reward_B),
+        **map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, processes),
+        "seconds_rollout": rollouts.seconds_rollout,
+        "seconds_reward": rollouts.seconds_reward,
+        "seconds_maps": mapped - began,
+        "seconds_update": updated - mapped,
+        "peak_memory_bytes": max(processes.gather(peak_memory(session.learner.policy.device))),
+    }
