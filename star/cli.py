@@ -60,7 +60,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
-    from star.sampling import sample
+    from star.sampling.sample import sample
 
     images = args.images or config.evaluation.images_per_prompt
     n = sample(

@@ -99,7 +99,7 @@ def refusal(repository: str, revision: str, answer: Exception | None) -> str | N
         login = "with `hf auth login` log in to" if get_token() is None else "the token of this machine must belong to"
         return f"is gated; accept its licence at {constants.ENDPOINT}/{repository}, and {login} the account that did"
     if isinstance(answer, RevisionNotFoundError):
-        return f"has no commit {revision}; correct it, or leave it out, and `star fetch` takes today's"
+        return f"has no commit {revision}; correct the revision, or set it to null and `star fetch` locks today's"
     if isinstance(answer, RepositoryNotFoundError):
         return "is not on the hub, or private; correct the name, or log in with `hf auth login`"
     if isinstance(answer, HfHubHTTPError):

@@ -67,8 +67,8 @@ def commit(name: str, revision: str | None, key: str = "revision") -> str:
     if revision is not None:
         if not is_commit(revision):
             raise InputError(
-                f"{key}: {revision!r} of {name} can come to mean something else; give a commit (40 hex digits), or leave it "
-                f"out and run {_FETCH}"
+                f"{key}: {revision!r} of {name} can come to mean something else; give a commit (40 hex digits), or set it "
+                f"to null and run {_FETCH}"
             )
         return revision
     if name not in (held := read().commits):

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
 
 from star.errors import InputError
@@ -60,36 +59,40 @@ def load(cls: type, source: Source, whole: Callable[[Any], bool] = lambda loaded
 
 def _load_repository(cls: type, source: Source, whole: Callable[[Any], bool], settings: dict) -> Any:
     commit = lock.commit(source.name, source.revision, source.revision_key)
-    folder = settings.get("subfolder", "")
-    lock.check(source, commit, folder)
+    lock.check(source, commit)
     try:
         loaded = cls.from_pretrained(source.name, revision=commit, local_files_only=True, **settings)
         if whole(loaded):
             return loaded
     except OSError:  # a file is missing
         pass
-    if refused := hub.refusal(source.name, commit, hub.ask(source.name, commit, source.first_file)):
-        raise InputError(f"{source.key}: {source.name} {refused}")
-    print(f"fetching {source.name} for {source.key} into {constants.HF_HUB_CACHE}", file=sys.stderr)
+    _check_available(source, commit)
     loaded = cls.from_pretrained(source.name, revision=commit, **settings)
-    lock.check(source, commit, folder)
+    lock.check(source, commit)
     return loaded
 
 
-def file(source: Source, name: str) -> Path:
-    """A file of a hub repository, from the cache or else the hub. Raises InputError as `load`, and where there is none."""
+def folder(source: Source, under: str) -> Path:
+    """The folder of a source; of a repository its snapshot in the hub's cache, with the files whose paths begin with `under`.
+
+    They come from the cache or else from the hub. Raises InputError as `load`.
+    """
+    if not hub.is_repository(source.name):
+        return Path(source.name)
     commit = lock.commit(source.name, source.revision, source.revision_key)
-    try:
-        found = Path(hf_hub_download(source.name, name, revision=commit, local_files_only=True))
-    except LocalEntryNotFoundError:
-        answer = hub.ask(source.name, commit, name)
-        if refused := hub.refusal(source.name, commit, answer):
-            raise InputError(f"{source.key}: {source.name} {refused}") from None
-        if isinstance(answer, EntryNotFoundError):
-            raise InputError(f"{source.key}: {source.name} has no {name} at {commit}; name another repository") from None
-        found = Path(hf_hub_download(source.name, name, revision=commit))
-    lock.check(source, commit, name)
-    return found
+    snapshot, wanted = lock.snapshot(source.name, commit), f"{under}*"
+    if snapshot is None or not any(snapshot.glob(wanted)):
+        _check_available(source, commit)
+        snapshot = Path(snapshot_download(source.name, revision=commit, allow_patterns=wanted))
+    lock.check(source, commit, under)
+    return snapshot
+
+
+def _check_available(source: Source, commit: str) -> None:
+    """Raise InputError, with the remedy, when the hub does not give a repository."""
+    if refused := hub.refusal(source.name, commit, hub.ask(source.name, commit, source.first_file)):
+        raise InputError(f"{source.key}: {source.name} {refused}")
+    print(f"fetching {source.name} for {source.key} into {constants.HF_HUB_CACHE}", file=sys.stderr)
 
 
 def load_tokenizer(source: Source, model: "CLIPModel") -> "CLIPTokenizer":

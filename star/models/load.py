@@ -18,14 +18,13 @@ from star.runtime import pick_precision
 
 def pipeline_class(settings: Policy) -> str:
     """The class name in the base's model_index.json. Raises InputError as `load_pipeline`."""
-    source = Path(settings.model)
-    if source.exists():
-        if not (source / "model_index.json").exists():
-            raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers pipeline folder")
-        return json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    if not hub.is_repository(settings.model):
-        raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    return json.loads(weights.file(base(settings), "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    if not Path(settings.model).is_dir() and not hub.is_repository(settings.model):
+        remedy = "the miniature is made by `snakemake pretrain_miniature`"
+        raise InputError(f"policy.model: no folder {settings.model}; {remedy}")
+    index = weights.folder(base(settings), "model_index.json") / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"policy.model: {settings.model} has no model_index.json; name a diffusers pipeline")
+    return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
 
 
 def load_pipeline(settings: Policy) -> DiffusionPipeline:

@@ -6,7 +6,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from star.allocation.columns import token_columns
 from star.config import Policy
-from star.hub.weights import load
+from star.errors import InputError
+from star.hub import weights
 from star.models.sources import base
 from star.prompts.record import Span, read
 
@@ -16,9 +17,12 @@ def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]
 
     Raises InputError when the base or one of its tokenizers cannot be read.
     """
-    found = {}
+    root, found = weights.folder(base(policy), "tokenizer"), {}
     for name, folder in (("clip-l", "tokenizer"), ("clip-g", "tokenizer_2"), ("t5", "tokenizer_3")):
-        tokenizer = load(AutoTokenizer, base(policy), subfolder=folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(root / folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"policy.model: no {folder} of {policy.model}: {' '.join(str(error).split())[:200]}") from None
         found[name] = (tokenizer, policy.max_sequence_length if name == "t5" else tokenizer.model_max_length)
     return found
 

@@ -58,8 +58,8 @@ class PickScorer:
     def _guard(self, known: Sequence[golden.Preference]) -> None:
         """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""
         images_BD = self.embed([k.image for k in known])
-        fits = self.compare(images_BD, [{"prompt": k.prompt} for k in known])
-        worse = self.compare(images_BD, [{"prompt": k.worse} for k in known])
+        fits = self.compare(images_BD, [Prompt(k.prompt, "pickscore", "golden", k.prompt) for k in known])
+        worse = self.compare(images_BD, [Prompt(k.worse, "pickscore", "golden", k.worse) for k in known])
         for k, high, low in zip(known, fits, worse, strict=True):
             if high["score"] <= low["score"]:
                 raise ScorerFailed(

@@ -111,7 +111,7 @@ def test_the_licence_gate(token: str | None, hub_server: Hub, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "revision", "says"),
     [
-        ("some/clip", ABSENT, f"some/clip has no commit {ABSENT}; correct it, or leave it out, and `star fetch` takes today's"),
+        ("some/clip", ABSENT, f"some/clip has no commit {ABSENT}; correct the revision, or set it to null"),
         ("no/such", COMMIT, "no/such is not on the hub, or private"),
         (
             "some/clip",
