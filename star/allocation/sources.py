@@ -15,12 +15,13 @@ import torch
 
 @dataclass(frozen=True)
 class Observation:
-    """What a source may see of B rollouts at T steps; None where nobody looked.
+    """What a source may see of B (`samples`) rollouts at T (`steps`) steps; None where nobody looked.
 
     `raw_BTOhw` has the recorded blocks' maps, `region_Bhw` the share of every token that true objects cover, `reward_B` and
     `group_B` the rewards and the prompts they are compared within. `patch` is how many latents a side make a token.
     """
 
+    samples: int
     steps: int
     tokens: tuple[int, int]
     patch: int
@@ -35,7 +36,7 @@ def _attention(seen: Observation) -> torch.Tensor:
 
 
 def _uniform(seen: Observation) -> torch.Tensor:
-    return torch.zeros(len(seen.raw_BTOhw), seen.steps, *seen.tokens)
+    return torch.zeros(seen.samples, seen.steps, *seen.tokens)
 
 
 def _oracle(seen: Observation) -> torch.Tensor:

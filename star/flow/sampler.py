@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A sampled batch: latents float32 [B, S, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, O, h, w]."""
+    """A sampled batch: latents float32 [B, S, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, O, h, w].
+
+    `mean_BTCHW` has the means of the steps, where they were asked for.
+    """
 
     latents_BSCHW: torch.Tensor
     log_prob_BTHW: torch.Tensor
     raw_BTOhw: torch.Tensor | None
+    mean_BTCHW: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -34,6 +38,7 @@ def denoise(
     schedule: Schedule,
     recorder: "Recorder | None" = None,
     twin_B: np.ndarray | None = None,
+    keep_means: bool = False,
 ) -> Trajectory:
     """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start).
 
@@ -45,12 +50,12 @@ def denoise(
     if together:
         rows, of_B = (torch.from_numpy(found) for found in np.unique(twin_B, return_index=True, return_inverse=True)[1:])
         x = x[rows]
-    latents, log_probs, maps = [x], [], []
+    latents, log_probs, maps, means = [x], [], [], []
     for t in range(len(schedule)):
         # Here twins part.
         if together and schedule.std[t] > 0:
             together, rows = False, slice(None)
-            latents, log_probs, maps = ([each[of_B] for each in kept] for kept in (latents, log_probs, maps))
+            latents, log_probs, maps, means = ([each[of_B] for each in kept] for kept in (latents, log_probs, maps, means))
             x = latents[-1]
 
         # One velocity; compiled, it must be the update's program for a ratio of 1.
@@ -67,6 +72,13 @@ def denoise(
             log_probs.append(torch.zeros_like(mean[:, 0]))
         if watching is not None:
             maps.append(watching.raw_maps().unflatten(-1, model.geometry.tokens).half())
+        if keep_means:
+            means.append(mean)
         latents.append(x_next)
         x = x_next
-    return Trajectory(torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(maps, 1) if maps else None)
+    return Trajectory(
+        latents_BSCHW=torch.stack(latents, 1),
+        log_prob_BTHW=torch.stack(log_probs, 1),
+        raw_BTOhw=torch.stack(maps, 1) if maps else None,
+        mean_BTCHW=torch.stack(means, 1) if means else None,
+    )

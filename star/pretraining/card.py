@@ -10,7 +10,7 @@ from PIL import Image
 
 from star import config as configuration
 from star.prompts import make
-from star.sampling import sample
+from star.sampling.sample import sample
 from star.scoring import folder as scoring
 
 _GRID_ROWS, _GRID_COLUMNS = 6, 10
@@ -25,7 +25,9 @@ def write(base: Path, config: configuration.Config) -> dict[str, dict]:
             records = Path(scratch, f"{task}.jsonl")
             make.write(config, task, "test", records)
             images = Path(scratch, task)
-            sample(policy, config.evaluation, records, images, None, config.evaluation.images_per_prompt, seed=0)
+            sample(
+                policy, config.evaluation, config.compute, records, images, None, config.evaluation.images_per_prompt, seed=0
+            )
             summaries[task] = scoring.score(task, images, Path(scratch, f"{task}-scores.jsonl"), config.scorers)
             found = sorted(images.glob("*/samples/0000.png"))
             chosen = np.linspace(0, len(found) - 1, _GRID_ROWS * _GRID_COLUMNS // 3).astype(int)

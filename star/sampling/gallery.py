@@ -170,7 +170,7 @@ def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tens
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
     batch, steps = raw_BTOhw.shape[:2]
     places_BThw = torch.randn((batch, steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    seen = Observation(steps, tuple(region_Bhw.shape[1:]), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
+    seen = Observation(batch, steps, tuple(region_Bhw.shape[1:]), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
     return allocation_map(settings.allocation, seen, range(steps), places_BThw)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from star.errors import InputError
+from star.prompts.record import Prompt
 from star.scoring.folder import summary
 from star.scoring.geneval import RULES, Detection, Found, asked_colors, check, select, verdict
 
@@ -58,7 +59,7 @@ def _judged(row: object, where: str, scorer: str) -> dict:
         name, metadata, details = row["filename"], json.loads(row["metadata"]), json.loads(row["details"])
         colors = json.loads(row.get("colors") or "{}")
         prompt = metadata["prompt"]
-        check([{"prompt": prompt, "metadata": metadata}])
+        check([Prompt(name, "geneval", "stored", prompt, metadata=metadata)])
         place = _NAME.fullmatch(name)
         found, named = _found(details, colors, metadata)
     except InputError as error:

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from star.errors import InputError
@@ -41,6 +42,8 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
     state.mkdir(parents=True)
     save_file(captured.weights, state / "weights.safetensors")
     save_file({str(i): a for i, a in enumerate(captured.average)}, state / "average.safetensors")
+    if captured.old:
+        save_file({str(i): a for i, a in enumerate(captured.old)}, state / "old.safetensors")
     save_file(captured.optimizer, state / "optimizer.safetensors")
     model = learner.policy.model
     model.save_lora(draft / "adapter", *adapter.at_full_strength(captured.averaged, adapter.metadata(model.transformer)))
@@ -109,18 +112,24 @@ def newest(folder: Path, digest: str, epochs: int, start_over: bool) -> Path | N
     return None
 
 
+def _by_position(file: Path) -> list[torch.Tensor]:
+    stored = load_file(file)
+    return [stored[str(i)] for i in range(len(stored))]
+
+
 def resume(checkpoint: Path | None, learner: Learner) -> int:
     """Restore a checkpoint; returns its epoch, 0 when there is none."""
     if checkpoint is None:
         return 0
     state = checkpoint / "state"
     progress = json.loads((state / "progress.json").read_text())
-    stored = load_file(state / "average.safetensors")
+    old = state / "old.safetensors"
     learner.restore(
         Captured(
             weights=load_file(state / "weights.safetensors"),
             averaged={},
-            average=[stored[str(i)] for i in range(len(stored))],
+            average=_by_position(state / "average.safetensors"),
+            old=_by_position(old) if old.exists() else [],
             optimizer=load_file(state / "optimizer.safetensors"),
             scaler=progress["scaler"],
             optimizer_steps=progress["optimizer_steps"],

@@ -11,20 +11,18 @@ import numpy as np
 import torch
 
 from star.allocation.columns import CoreColumns, core_columns
-from star.allocation.maps import allocation_map
-from star.allocation.sources import Observation
-from star.config import Allocation, Rollout, RunSettings
+from star.config import Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
 from star.models.door import Text
-from star.objectives.advantages import group_advantages
 from star.objectives.door import Objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
+from star.training.maps import make_maps
 from star.training.metrics import map_diagnostics, peak_memory
 from star.training.processes import Processes
-from star.training.rollout import Rollouts, sample_rollouts
+from star.training.rollout import sample_rollouts
 from star.training.update import update_policy
 
 
@@ -101,27 +99,6 @@ def prepare_epoch(session: Session, number: int) -> Epoch:
     )
 
 
-def make_maps(allocation: Allocation, rollouts: Rollouts, epoch: Epoch) -> torch.Tensor | None:
-    """The allocation maps of the held rollouts and trained steps [R, T, H, W], or None for the scalar objective."""
-    if allocation.source == "none":
-        return None
-    steps, tokens = rollouts.raw_RTOhw.shape[1], tuple(rollouts.raw_RTOhw.shape[-2:])
-    noise_RThw = None
-    if allocation.source in ("random", "shuffled"):
-        shape = (len(rollouts.prompt_B), len(epoch.trained), *tokens)
-        noise_RThw = torch.randn(shape, generator=rng("random map", epoch.seed, epoch.number))[rollouts.row_R]
-    seen = Observation(
-        steps=steps,
-        tokens=tokens,
-        patch=rollouts.latents_RSCHW.shape[-1] // tokens[1],
-        raw_BTOhw=rollouts.raw_RTOhw,
-        region_Bhw=rollouts.region_Rhw,
-        reward_B=rollouts.reward_B[rollouts.row_R],
-        group_B=rollouts.prompt_B[rollouts.row_R],
-    )
-    return allocation_map(allocation, seen, epoch.trained, noise_RThw)
-
-
 def run_epoch(session: Session, number: int, first: bool) -> dict:
     """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl.
 
@@ -136,12 +113,13 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
 
     # Advantages and maps.
     began = time.perf_counter()
-    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, settings.training.advantage_clip)
+    advantage_B = session.objective.advantages(rollouts.reward_B, rollouts.prompt_B)
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
     # The update.
     row = update_policy(session, epoch, rollouts, advantage_B=advantage_B, map_RTHW=map_RTHW, expect_ratio_one=first)
+    session.objective.end_epoch(session.learner, number)
     updated = time.perf_counter()
 
     reward_B = rollouts.reward_B

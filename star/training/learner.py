@@ -1,6 +1,7 @@
 """What an update changes: the adapter, its average, the optimizer and, in float16, the loss scale."""
 
 import itertools
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -45,27 +46,44 @@ def set_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, t
 
 @dataclass(frozen=True)
 class Captured:
-    """A learner at one moment, on the CPU: weights and averages by peft's names, averages by position, states, counts."""
+    """A learner at one moment, on the CPU: weights and averages by peft's names, averages by position, states, counts.
+
+    `old` has the old policy's weights by position; empty where the objective keeps none.
+    """
 
     weights: dict[str, torch.Tensor]
     averaged: dict[str, torch.Tensor]
     average: list[torch.Tensor]
+    old: list[torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     scaler: dict
     optimizer_steps: int
 
 
 class Learner:
-    """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does."""
+    """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does.
 
-    def __init__(self, policy: Policy, training: Training) -> None:
+    With `keeps_old` there is an old policy beside it, other weights of the same adapter, which starts as the policy does.
+    """
+
+    def __init__(self, policy: Policy, training: Training, keeps_old: bool = False) -> None:
         self.policy = policy
         self.parameters = policy.parameters
+        self.old = [p.detach().clone() for p in self.parameters] if keeps_old else []
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
         )
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
+
+    def old_policy(self) -> AbstractContextManager:
+        """Inside, the policy has the old policy's weights."""
+        return self.policy.using(self.old)
+
+    @torch.no_grad()
+    def move_old(self, decay: float) -> None:
+        """Old weights = decay x old weights + (1 - decay) x weights."""
+        torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a part of the loss."""
@@ -119,15 +137,17 @@ class Learner:
         weights = copy(adapter.weights(transformer))
         with self.policy.using(self.ema.average):
             averaged = copy(adapter.weights(transformer))
-        average = [a.to("cpu", copy=True) for a in self.ema.average]
+        average, old = ([a.to("cpu", copy=True) for a in values] for values in (self.ema.average, self.old))
         optimizer = copy(optimizer_tensors(self.optimizer))
-        return Captured(weights, averaged, average, optimizer, self.scaler.state_dict(), self.ema.steps)
+        return Captured(weights, averaged, average, old, optimizer, self.scaler.state_dict(), self.ema.steps)
 
     def restore(self, captured: Captured) -> None:
         """Become what was captured; `averaged` follows from `average`."""
         adapter.set_weights(self.policy.model.transformer, captured.weights)
         for average, kept in zip(self.ema.average, captured.average, strict=True):
             average.copy_(kept)
+        for old, kept in zip(self.old, captured.old, strict=True):
+            old.copy_(kept)
         self.ema.steps = captured.optimizer_steps
         set_optimizer_tensors(self.optimizer, captured.optimizer)
         self.scaler.load_state_dict(captured.scaler)

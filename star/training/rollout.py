@@ -6,6 +6,7 @@ h w token grid.
 
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from star.allocation.spread import token_shares
 from star.errors import Diverged
 from star.flow.sampler import Trajectory, denoise
 from star.flow.seeding import noise
+from star.flow.solver import solve
 from star.models.attention import Recorder
 
 if TYPE_CHECKING:
@@ -25,16 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The epoch: prompts (index into the epoch's) and rewards of all rollouts, trajectories of those that this process holds.
+    """The epoch: prompts (index into the epoch's) and rewards of all rollouts, latents of those that this process holds.
 
     `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer. `row_R` has the places of the held ones in the epoch.
-    Trajectories lie on the CPU. `region_Rhw` is the share of every token that the picture's true objects cover, where the world
-    can tell.
+    Latents lie on the CPU: of noisy rollouts the whole trajectories, of clean ones the last alone (S = 1, T = 0). `region_Rhw`
+    is the share of every token that the picture's true objects cover, where the world can tell.
     """
 
     latents_RSCHW: torch.Tensor
-    log_prob_RTHW: torch.Tensor
+    log_prob_RTHW: torch.Tensor | None
     raw_RTOhw: torch.Tensor | None
+    mean_RTCHW: torch.Tensor | None
     region_Rhw: torch.Tensor | None
     row_R: np.ndarray
     prompt_B: np.ndarray
@@ -51,6 +54,8 @@ class Rollouts:
 def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
     """Sample `group_size` images of each of the epoch's prompts and reward them; every process has its share of the batches.
 
+    They are the current policy's, or the old one's where the objective asks for it.
+
     Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.
     """
     rollout, processes = session.settings.rollout, session.processes
@@ -66,7 +71,8 @@ def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
     for rows in batches:
         processes.stop_if_asked()
         prompts = [epoch.prompts[p] for p in prompt_B[rows]]
-        batch = _sample_batch(session, epoch, rows)
+        with session.learner.old_policy() if session.objective.sampled_by_old else nullcontext():
+            batch = _sample_batch(session, epoch, rows)
         _require_finite_latents(batch.latents_BSCHW, prompts, epoch.number)
         pictures = model.decode(batch.latents_BSCHW[:, -1])
         scored.append(session.pool.submit(pictures, prompts))
@@ -87,8 +93,9 @@ def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
         raise Diverged(f"reward is {reward_B[b]} (epoch {epoch.number}, prompt {text!r}); weights are untouched")
     return Rollouts(
         latents_RSCHW=torch.cat([p.latents_BSCHW for p in parts]),
-        log_prob_RTHW=torch.cat([p.log_prob_BTHW for p in parts]),
-        raw_RTOhw=None if epoch.columns is None else torch.cat([p.raw_BTOhw for p in parts]),
+        log_prob_RTHW=_joined([p.log_prob_BTHW for p in parts]),
+        raw_RTOhw=_joined([p.raw_BTOhw for p in parts]),
+        mean_RTCHW=_joined([p.mean_BTCHW for p in parts]),
         region_Rhw=torch.cat(shares) if shares else None,
         row_R=row_R,
         prompt_B=prompt_B,
@@ -99,10 +106,14 @@ def sample_rollouts(session: "Session", epoch: "Epoch") -> Rollouts:
     )
 
 
+def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)
+
+
 def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Trajectory:
-    """The trajectories of some rollouts of the epoch, with the noise that (seed, epoch, prompt, rollout) name."""
+    """Some rollouts of the epoch, with the noise that (seed, epoch, prompt, rollout) name."""
     rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
-    shape = (rollout.steps + 1, *model.geometry.latents)
+    shape = (rollout.steps + 1 if session.objective.noisy else 1, *model.geometry.latents)
     prompt_B = rows // rollout.group_size
     noises = []
     for row, p in zip(rows, prompt_B, strict=True):
@@ -111,6 +122,12 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Traje
             one[0] = noise(shape[1:], "start", epoch.seed, epoch.number, epoch.ids[p])
         noises.append(one)
     place_B = torch.from_numpy(prompt_B)
+    if not session.objective.noisy:
+        sigmas = model.sigmas(rollout.steps)
+        x0_BCHW = solve(
+            model, torch.cat([one[:1] for one in noises]), text=epoch.text[place_B], sigmas=sigmas, solver=rollout.solver
+        )
+        return Trajectory(x0_BCHW[:, None], log_prob_BTHW=None, raw_BTOhw=None)
     recorder = None
     if epoch.columns is not None:
         heads = None if allocation.heads is None else tuple(allocation.heads)
@@ -122,6 +139,7 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Traje
         schedule=epoch.schedule,
         recorder=recorder,
         twin_B=prompt_B if rollout.same_start else None,
+        keep_means=session.objective.keeps_old_means,
     )
 
 

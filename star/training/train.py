@@ -81,7 +81,8 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
     newest = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, settings.training.epochs, start_over))
 
     # The learner, as it was then.
-    learner = Learner(make_policy(settings, seed), settings.training)
+    objective = make_objective(settings)
+    learner = Learner(make_policy(settings, seed), settings.training, keeps_old="old" in objective.asks)
     done = checkpoint.resume(newest, learner)
     if processes.rank == 0:
         _announce(settings, learner.policy, out, done, processes.count)
@@ -102,7 +103,6 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
     with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar:
         pool.check(prompts)
         regions = _regions if settings.prompts.world == "miniature" else None
-        objective = make_objective(settings)
         session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
         for epoch in bar:
             row = _epoch_or_stop(session, epoch, first=epoch == done + 1, checkpoints=checkpoints, digest=digest)

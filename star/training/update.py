@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from star.flow.seeding import rng
+from star.models.attention import Recorder
 from star.models.door import Text
-from star.models.policy import Policy
-from star.objectives.door import Objective, Transition, Velocities
+from star.objectives.door import Point, Velocities
+from star.training.learner import Learner
+from star.training.maps import PointMaps
 from star.training.metrics import Meter
 from star.training.processes import Processes
 
@@ -53,10 +55,14 @@ def fetch(
 
     `updates` has every update's micro-batches by process. Only what the update reads comes along: the trained steps.
     """
-    latents_RSCHW = rollouts.latents_RSCHW[:, trained.start : trained.stop + 1]
-    log_prob_RTHW = rollouts.log_prob_RTHW[:, trained.start : trained.stop]
+    read = {"latents_RSCHW": rollouts.latents_RSCHW, "region_Rhw": rollouts.region_Rhw}
+    if rollouts.log_prob_RTHW is not None:
+        read["latents_RSCHW"] = rollouts.latents_RSCHW[:, trained.start : trained.stop + 1]
+        read["log_prob_RTHW"] = rollouts.log_prob_RTHW[:, trained.start : trained.stop]
+    if rollouts.mean_RTCHW is not None:
+        read["mean_RTCHW"] = rollouts.mean_RTCHW[:, trained.start : trained.stop]
     if processes.count == 1:
-        return replace(rollouts, latents_RSCHW=latents_RSCHW, log_prob_RTHW=log_prob_RTHW), map_RTHW
+        return replace(rollouts, **read), map_RTHW
     wanted = [
         np.unique(np.concatenate([rows for update in updates for rows, _ in update[rank]])) for rank in range(processes.count)
     ]
@@ -67,23 +73,20 @@ def fetch(
     def exchanged(tensor_R: torch.Tensor) -> torch.Tensor:
         return processes.exchange(tensor_R, rollouts.row_R, wanted, owner_B)
 
-    held = replace(
-        rollouts,
-        latents_RSCHW=exchanged(latents_RSCHW),
-        log_prob_RTHW=exchanged(log_prob_RTHW),
-        row_R=wanted[processes.rank],
-    )
-    return held, None if map_RTHW is None else exchanged(map_RTHW)
+    held = {name: None if tensor_R is None else exchanged(tensor_R) for name, tensor_R in read.items()}
+    return replace(rollouts, **held, row_R=wanted[processes.rank]), None if map_RTHW is None else exchanged(map_RTHW)
 
 
-def velocities_at(policy: Policy, point: Transition, text: Text, objective: Objective) -> Velocities:
-    """The policy's velocity at a point, with gradient, and what else the objective asks for, without."""
-    new = policy.velocity(point.x, point.sigma, text)
-    reference = None
-    if "reference" in objective.asks:
+def velocities_at(learner: Learner, point: Point, text: Text, *, asks: frozenset[str], recorder: Recorder | None) -> Velocities:
+    """The policy's velocity at a point, with gradient, and what else is asked for; the old policy's pass is recorded."""
+    policy, old, reference = learner.policy, None, None
+    if "old" in asks:
+        with torch.no_grad(), learner.old_policy():
+            old = policy.velocity(point.x, point.sigma, text, recorder)
+    if "reference" in asks:
         with torch.no_grad(), policy.reference():
             reference = policy.velocity(point.x, point.sigma, text)
-    return Velocities(new, reference)
+    return Velocities(policy.velocity(point.x, point.sigma, text), old=old, reference=reference)
 
 
 def accumulate(
@@ -101,8 +104,8 @@ def accumulate(
     when asked to stop.
     """
     learner, objective, processes = session.learner, session.objective, session.processes
-    policy, device = learner.policy, learner.policy.device
-    total = sum(processes.gather(sum(count for _, count in batches))) * len(epoch.trained)
+    device, maps = learner.policy.device, PointMaps(session, epoch, rollouts) if not objective.noisy else None
+    total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch)
     meter = Meter(epoch.number)
     for rows_M, count in batches:
         processes.stop_if_asked()
@@ -112,14 +115,13 @@ def accumulate(
         weight_M = (torch.arange(len(rows_M), device=device) < count).float() / total
         for point in objective.points(epoch, rollouts, rows_M):
             point = point.to(device)
-            map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
-            terms = objective.terms(
-                epoch,
-                point,
-                velocities=velocities_at(policy, point, text, objective),
-                advantage_M=advantage_M,
-                map_MHW=map_MHW,
-            )
+            recorder = None if maps is None else maps.recorder(rows_M)
+            velocities = velocities_at(learner, point, text, asks=objective.asks, recorder=recorder)
+            if maps is not None:
+                map_MHW = maps.at(point.index, rows_M, recorder)
+            else:
+                map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
+            terms = objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=map_MHW)
             sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
             loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
             learner.backward(loss)
@@ -154,18 +156,10 @@ def update_policy(
     for u, dealt in enumerate(updates):
         meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
         meter.require_finite()
-        if expect_ratio_one and u == 0 and objective.ratio_starts_at_one:
-            meter.require_ratio_one(_allowed(objective, learner.policy.device))
+        if expect_ratio_one and u == 0:
+            meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)
         grad_norm, update_norm = learner.step(settings.training, epoch.number)
         meter.note(grad_norm=grad_norm, update_norm=update_norm)
         seen.extend(meter)
     return objective.idle | seen.row(processes)
-
-
-def _allowed(objective: Objective, device: torch.device) -> float:
-    """How far off 1 a ratio may be before the first update.
-
-    A GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate).
-    """
-    return max(objective.clip_range / 10, 1e-5) if device.type == "cuda" else 0.0

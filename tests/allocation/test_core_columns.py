@@ -7,19 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import asked
 
 from star import cli
 from star.allocation.columns import chosen_spans, core_columns, span_columns
 from star.pretraining import base
+from star.prompts.record import Span
 
 CLIP, T5 = base.clip_tokenizer(), base.t5_tokenizer()
 
 
-def _span(prompt: str, text: str, nth: int = 0) -> dict:
+def _span(prompt: str, text: str, nth: int = 0, kind: str = "object") -> Span:
     start = -1
     for _ in range(nth + 1):
         start = prompt.index(text, start + 1)
-    return {"text": text, "start": start, "end": start + len(text), "kind": "object"}
+    return Span(text, start, start + len(text), kind)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +37,14 @@ def _span(prompt: str, text: str, nth: int = 0) -> dict:
 def test_the_tokens_of_a_span(prompt: str, text: str, nth: int, clip: list[str] | None, t5: list[str]) -> None:
     span = _span(prompt, text, nth)
     for tokenizer, expected in ((CLIP, clip), (T5, t5)):
-        columns = span_columns(tokenizer, prompt, span["start"], span["end"], 16)
+        columns = span_columns(tokenizer, prompt, span.start, span.end, 16)
         ids = tokenizer(prompt, truncation=True, max_length=16).input_ids
         tokens = [t for t in tokenizer.convert_ids_to_tokens([ids[c] for c in columns]) if t != "▁"]
         if expected is None:
             assert "".join(tokens).removesuffix("</w>") == text
         else:
             assert tokens == expected
-    repeated = span_columns(CLIP, "a ring and a ring", *(_span("a ring and a ring", "ring", n)["start"] for n in (1, 1)), 16)
+    repeated = span_columns(CLIP, "a ring and a ring", *(_span("a ring and a ring", "ring", n).start for n in (1, 1)), 16)
     assert repeated == []  # an empty span has no token
 
 
@@ -86,10 +88,9 @@ def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
     random_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prompt = 'a red ring and a sign that says "KAT"'
-    core = [_span(prompt, text) | {"kind": kind} for text, kind in (("red", "attribute"), ("ring", "object"), ("KAT", "text"))]
-    record = {"id": "x", "task": "ocr", "tag": "ocr", "prompt": prompt, "core": core, "metadata": {}}
+    core = tuple(_span(prompt, text, kind=kind) for text, kind in (("red", "attribute"), ("ring", "object"), ("KAT", "text")))
     file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(asked(prompt, core=core).as_dict()))
     override = ["--set", f"policy.model={random_base}"]
     assert cli.main(["prompts", "--show-core", str(file), *override]) == 0
     first, *encoders = capsys.readouterr().out.splitlines()
@@ -124,7 +125,7 @@ def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[s
 
 def test_tokens_are_chosen_by_kind() -> None:
     prompt = "a red ring"
-    core = [_span(prompt, "red") | {"kind": "attribute"}, _span(prompt, "ring")]
+    core = [_span(prompt, "red", kind="attribute"), _span(prompt, "ring")]
     assert chosen_spans(prompt, core, "core") == core
     assert chosen_spans(prompt, core, ["object", "text"]) == core[1:]
     everything = core_columns([(CLIP, 16), (T5, 16)], [prompt], [chosen_spans(prompt, core, "all")])

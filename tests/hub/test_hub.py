@@ -9,13 +9,13 @@ import torch
 from hub_server import COMMIT, Hub, point_to
 from huggingface_hub import constants, snapshot_download
 from PIL import Image
+from records import asked
 
 from star import cli
 from star.config import Policy, Scorers
 from star.errors import InputError
 from star.hub import check as hub
 from star.models.load import load_pipeline
-from star.prompts.record import Prompt
 from star.scoring.scorer import make_scorer
 
 PICKSCORE = Path("resources/miniature/pickscore")
@@ -41,10 +41,7 @@ def _golden_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scorers_come_from_the_hub_once_and_then_from_the_cache(hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     _golden_known(monkeypatch)
-    image, record = (
-        np.asarray(Image.open(PICKSCORE / "golden/0.png")),
-        Prompt("0", "pickscore", "free", "a photo of two circles"),
-    )
+    image, record = np.asarray(Image.open(PICKSCORE / "golden/0.png")), asked("a photo of two circles")
     fetched = make_scorer("pickscore", _scorers())
     assert any(asked.startswith("GET") and "model.safetensors" in asked for asked in hub_server.asked)
     hub_server.asked.clear()

@@ -154,7 +154,7 @@ def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
         pool = list(descriptions(tag))
         for _ in range(20):
             d = pool[int(rng.integers(len(pool)))]
-            record = {"prompt": caption(d), "metadata": d}
+            record = asked(caption(d), d)
             picture = render(compose(d, rng))
             right += scorer([picture], [record])
             wrong += scorer([np.full_like(picture, 230)], [record])

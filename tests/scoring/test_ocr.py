@@ -67,7 +67,7 @@ def test_rendered_lettering_is_read(line_scorer: object) -> None:
 
 
 def test_pictures_without_lettering_score_nothing(line_scorer: object) -> None:
-    record = {"prompt": 'a sign that says "HAT"', "metadata": {}}
+    record = asked('a sign that says "HAT"')
     blank = [np.full((64, 64, 3), level, np.uint8) for level in (0, 128, 255)]
     assert [s["reward"] for s in line_scorer(blank, [record] * 3)] == [0.0] * 3
     assert line_scorer([], []) == []

@@ -65,7 +65,7 @@ def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
 
 
 def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), {"prompt": "a red circle"}
+    scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), asked("a red circle")
     expected = scorer([image], [record])
     for name in ("get_text_features", "get_image_features"):
         method = getattr(scorer._model, name)

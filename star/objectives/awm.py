@@ -1,0 +1,82 @@
+"""Advantage weighted matching (arXiv 2509.25050): the flow-matching loss as log-probability, with the map inside it (ours).
+
+l(M) = mean of M (v - v*)^2. The published log-probability is -g(l); here its slope g' is taken from the unweighted l, without
+gradient, so that a map does not change the weight of its own sample: logp = -sg(g'(l)) l(M). The gradient at the policy itself
+is the published one for M = 1. The ratio is 1 there, as in the published single update an epoch.
+
+Shapes: M micro-batch, C latent channels, H W latent grid.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from star.objectives.advantages import group_advantages
+from star.objectives.door import Terms, Velocities
+from star.objectives.matching import Noised, rollout_points, squared, trained_levels, velocity_distance
+
+if TYPE_CHECKING:
+    from star.config import Awm as Settings
+    from star.training.epoch import Epoch
+    from star.training.learner import Learner
+    from star.training.rollout import Rollouts
+
+_TINY = 1e-10  # of the published `ghuber`
+
+
+def slope(loss_M: torch.Tensor, t_M: torch.Tensor, weighting: str, power: float) -> torch.Tensor:
+    """g'(l) of the published weightings: `uniform` l, `t` t l, `t2` t^2 l, `ghuber` ((l + 1e-10)^q - 1e-10^q) t / q."""
+    if weighting == "uniform":
+        return torch.ones_like(loss_M)
+    if weighting == "t":
+        return t_M
+    if weighting == "t2":
+        return t_M**2
+    return t_M * (loss_M + _TINY) ** (power - 1)
+
+
+class Awm:
+    """Flow matching of the rollouts, weighted by their advantage; anchors to the base and to a policy that follows."""
+
+    noisy, sampled_by_old, keeps_old_means = False, False, False
+    idle = dict.fromkeys(("loss", "policy_loss", "kl", "old_distance", "matching_loss"), 0.0)
+    ratio_off_one = 0.0
+
+    def __init__(self, settings: "Settings") -> None:
+        self.settings = settings
+        self.drops_zero_advantage = settings.drop_equal_groups
+        self.asks = frozenset({"old", "reference"} if settings.kl_weight > 0 else {"old"})
+
+    def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
+        """Group-relative advantages, float64 [B]."""
+        return group_advantages(reward_B, group_B, self.settings.advantage_clip)
+
+    def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
+        """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
+        levels = trained_levels(epoch, self.settings.skip_first)
+        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch))
+
+    def points_a_sample(self, epoch: "Epoch") -> int:
+        """The setting, or all noise levels."""
+        return self.settings.times or len(trained_levels(epoch, self.settings.skip_first))
+
+    def terms(self, point: Noised, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
+        """The loss of every sample at a noised point, and its distances to the two anchors."""
+        error = (velocities.new - (point.noise - point.x0)).double()
+        plain_M = squared(error.detach())
+        slope_M = slope(plain_M, point.sigma, self.settings.weighting, self.settings.power)
+        log_prob_M = -slope_M * squared(error, map_MHW)
+        ratio_M = torch.exp(log_prob_M - log_prob_M.detach())  # 1, with the gradient of the log-probability
+        parts = {
+            "policy_loss": (1.0, (-advantage_M.double() * ratio_M).float()),
+            "old_distance": (self.settings.old_weight, velocity_distance(velocities.new, velocities.old)),
+        }
+        if velocities.reference is not None:
+            parts["kl"] = (self.settings.kl_weight, velocity_distance(velocities.new, velocities.reference))
+        return Terms(parts, means={"matching_loss": plain_M})
+
+    def end_epoch(self, learner: "Learner", epoch: int) -> None:
+        """Let the anchor follow the policy, as published: it keeps min(old_rate x epoch, old_most) of itself."""
+        learner.move_old(min(self.settings.old_rate * epoch, self.settings.old_most))
