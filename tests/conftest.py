@@ -26,7 +26,8 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and nobody logged in."""
+    """An empty cache of the hub, nothing locked, and nobody logged in."""
+    monkeypatch.setattr("star.hub.lock.FILE", tmp_path / "config/weights.lock.json")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -17,11 +17,15 @@ COMMIT = "5f2c9d7e" * 5
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves `folders` (repository -> folder) at COMMIT; `gated` ones to `token` alone. `asked` lists the requests."""
+    """Serves `folders` (repository -> folder) at COMMIT; `gated` ones to `token` alone. `asked` lists the requests.
+
+    `moved` (repository -> (commit, folder)) is where its main branch has gone since; COMMIT is still there.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folders: dict[str, Path] = {}
+        self.moved: dict[str, tuple[str, Path]] = {}
         self.gated: set[str] = set()
         self.token, self.asked, self.broken = "granted", [], False
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -55,32 +59,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(500, b"")
         elif name not in hub.folders:
             self._answer(401, b"", "RepoNotFound")
-        elif revision not in (None, "main", COMMIT):
+        elif (revision := self._commit(name, revision)) is None:
             self._answer(404, b"", "RevisionNotFound")
         elif api and api[4]:
             self._answer(404, b"", "EntryNotFound")  # no folder within a tree is listed
         elif api:
-            self._describe(name, api[2])
+            self._describe(name, revision, api[2])
         elif name in hub.gated and self.headers["authorization"] != f"Bearer {hub.token}":
             self._answer(403 if self.headers["authorization"] else 401, b"", "GatedRepo")
-        elif not (path := hub.folders[name] / file[3]).is_file():
-            self._answer(404, b"", "EntryNotFound")
+        elif not (path := self._folder(name, revision) / file[3]).is_file():
+            self._answer(404, b"", "EntryNotFound", commit=revision)
         else:
-            self._answer(200, path.read_bytes())
+            self._answer(200, path.read_bytes(), commit=revision)
 
-    def _describe(self, name: str, what: str | None) -> None:
-        root = self.server.folders[name]
-        files = {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(root.rglob("*")) if path.is_file()}
+    def _commit(self, name: str, revision: str | None) -> str | None:
+        """The commit that a branch, or none, stands for; None where there is no such one."""
+        moved = self.server.moved.get(name, (COMMIT,))[0]
+        return moved if revision in (None, "main", moved) else COMMIT if revision == COMMIT else None
+
+    def _folder(self, name: str, commit: str) -> Path:
+        return self.server.folders[name] if commit == COMMIT else self.server.moved[name][1]
+
+    def _describe(self, name: str, commit: str, what: str | None) -> None:
+        root = self._folder(name, commit)
+        files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
         if what == "tree":
-            found = [{"type": "file", "path": path, "size": size, "oid": "0" * 40} for path, size in files.items()]
+            found = [_entry(path, file.read_bytes()) for path, file in files.items()]
         else:
-            found = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files], "tags": [], "downloads": 0}
-        self._answer(200, json.dumps(found).encode())
+            found = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files], "tags": [], "downloads": 0}
+        self._answer(200, json.dumps(found).encode(), commit=commit)
 
-    def _answer(self, status: int, body: bytes, error: str | None = None) -> None:
+    def _answer(self, status: int, body: bytes, error: str | None = None, commit: str = COMMIT) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         if error:
             self.send_header("X-Error-Code", error)
@@ -90,6 +102,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _entry(path: str, content: bytes) -> dict:
+    """A file in a repository's tree: weights lie in git's large file storage, the rest in git."""
+    entry = {"type": "file", "path": path, "size": len(content)}
+    if path.endswith((".safetensors", ".bin")):
+        stored = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry | {"oid": "0" * 40, "lfs": stored}
+    return entry | {"oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from star.config import Config
-from star.hub.sources import reads_with_easyocr
 from star.runtime import declare_torchvision
 from star.scoring.scorer import needed
 
@@ -23,7 +22,7 @@ _INSTALL = {
 def check(config: Config) -> Iterator[tuple[bool, str]]:
     """One line a package, and whether torchvision can be imported."""
     extras = [""]
-    if reads_with_easyocr(config):
+    if "ocr" in needed(config) and config.scorers.ocr_engine == "easyocr":
         extras.append("easyocr")
     for extra in extras:
         for requirement in _requirements(extra):

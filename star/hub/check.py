@@ -1,27 +1,23 @@
-"""Weights from folders and from the model hub, pinned to a commit.
+"""What a model's source is, and whether the model hub gives it, in words that name the remedy.
 
-What is whole in the hub's cache is loaded without a network. For anything else the hub is asked once, a few seconds at most,
-before a library may download: transformers asks a hub out of reach six times for every file, close to a minute each.
+The hub is asked once, a few seconds at most, before a library may download: transformers asks a hub out of reach six times
+for every file, close to a minute each.
 """
 
 import re
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
-from star.errors import InputError
 
 TIMEOUT = 5.0  # seconds for an answer
 
@@ -36,14 +32,40 @@ def is_commit(revision: str | None) -> bool:
     return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
 
 
-def check_pin(source: str, revision: str | None, key: str) -> None:
-    """Raise InputError when the repository that `key` names comes without a commit; a folder needs none."""
-    if is_repository(source) and not is_commit(revision):
-        pin = f"{key.removesuffix('model')}revision" if key.endswith("model") else f"{key}_revision"
-        raise InputError(
-            f"{pin}: pin the commit of {source} (40 hex digits), because hub repositories change; "
-            f"`hf models info {source} --expand sha` prints today's"
-        )
+class Source(NamedTuple):
+    """Where a model comes from, as a key of the configuration names it, and what is loaded of it.
+
+    `name` is a folder or a repository, owner/name. Of `parts`, "pipeline" is a diffusers pipeline whole; else "model" and
+    "tokenizer", "images" (their processor).
+    """
+
+    key: str
+    name: str
+    revision: str | None
+    parts: tuple[str, ...]
+
+    @property
+    def revision_key(self) -> str:
+        """The key of the configuration that pins it."""
+        return f"{self.key.removesuffix('model')}revision" if self.key.endswith("model") else f"{self.key}_revision"
+
+    @property
+    def first_file(self) -> str:
+        """The file that every such source has."""
+        return "model_index.json" if "pipeline" in self.parts else "config.json"
+
+
+class Package(NamedTuple):
+    """Weights that do not come from the hub: a file, or what a package brings.
+
+    `check` says where they are, or raises InputError with the remedy; `fetch`, where there is something to fetch, brings
+    them and says what came.
+    """
+
+    key: str
+    name: str
+    check: Callable[[], str]
+    fetch: Callable[[], str] | None = None
 
 
 def attempt(request: Callable[[], object]) -> Exception | None:
@@ -77,7 +99,7 @@ def refusal(repository: str, revision: str, answer: Exception | None) -> str | N
         login = "with `hf auth login` log in to" if get_token() is None else "the token of this machine must belong to"
         return f"is gated; accept its licence at {constants.ENDPOINT}/{repository}, and {login} the account that did"
     if isinstance(answer, RevisionNotFoundError):
-        return f"has no commit {revision}; `hf models info {repository} --expand sha` prints today's"
+        return f"has no commit {revision}; correct the revision, or set it to null and `star fetch` locks today's"
     if isinstance(answer, RepositoryNotFoundError):
         return "is not on the hub, or private; correct the name, or log in with `hf auth login`"
     if isinstance(answer, HfHubHTTPError):
@@ -89,44 +111,3 @@ def refusal(repository: str, revision: str, answer: Exception | None) -> str | N
         f"connect this machine, or copy into the cache what `hf download {repository} --revision {revision}` fetches "
         "elsewhere, or name a folder"
     )
-
-
-def load(
-    cls: type,
-    source: str,
-    revision: str | None,
-    key: str,
-    file: str = "config.json",
-    whole: Callable[[Any], bool] = lambda loaded: True,
-    **settings: object,
-) -> Any:
-    """`cls.from_pretrained` of a folder or a repository, which must have `file`.
-
-    What a cache holds of a repository is passed over when it cannot be loaded, or is not `whole` in the caller's eyes.
-    Raises InputError, naming `key`, when the hub does not answer or refuses; else what `from_pretrained` raises.
-    """
-    if not is_repository(source):
-        return cls.from_pretrained(source, **settings)
-    try:
-        loaded = cls.from_pretrained(source, revision=revision, local_files_only=True, **settings)
-        if whole(loaded):
-            return loaded
-    except OSError:  # a file is missing
-        pass
-    if refused := refusal(source, revision, ask(source, revision, file)):
-        raise InputError(f"{key}: {source} {refused}")
-    print(f"fetching {source} for {key} into {constants.HF_HUB_CACHE}", file=sys.stderr)
-    return cls.from_pretrained(source, revision=revision, **settings)
-
-
-def file(source: str, revision: str | None, key: str, name: str) -> Path:
-    """The file `name` of a repository, from the cache or else the hub. Raises InputError as `load`, and where there is none."""
-    try:
-        return Path(hf_hub_download(source, name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    if refused := refusal(source, revision, answer := ask(source, revision, name)):
-        raise InputError(f"{key}: {source} {refused}")
-    if isinstance(answer, EntryNotFoundError):
-        raise InputError(f"{key}: {source} has no {name} at {revision}; name another repository or commit")
-    return Path(hf_hub_download(source, name, revision=revision))

@@ -1,7 +1,8 @@
 """`star fetch`: what a configuration needs from the network, brought into this machine's caches; jobs then run without one.
 
-Hub repositories come at their pinned commits, and of their files only what is loaded: configurations, tokenizers, safetensors
-weights. HF_HOME moves the hub's cache. Without a network, or with HF_HUB_OFFLINE=1, the caches are only checked.
+Hub repositories come at their pinned or locked commits (star/hub/lock.py), and of their files only what is loaded:
+configurations, tokenizers, safetensors weights. HF_HOME moves the hub's cache. Without a network, or with HF_HUB_OFFLINE=1,
+the caches are only checked.
 """
 
 import sys
@@ -14,70 +15,79 @@ from huggingface_hub.errors import HfHubHTTPError
 from star.config import Config
 from star.errors import InputError
 from star.hub import check as hub
-from star.hub.sources import Model, models, published_prompts, reads_with_easyocr
+from star.hub import lock
+from star.hub.check import Source
+from star.hub.sources import packages, published_prompts, sources
 
-_TEXTS = ("*.json", "*.txt", "*.model")
-_WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
-
-def repositories(config: Config) -> list[Model]:
+def repositories(config: Config) -> list[Source]:
     """The hub repositories that the stages of `config` load; local folders need none."""
-    return [model for model in models(config) if hub.is_repository(model.source)]
-
-
-def _downloads_easyocr(config: Config) -> bool:
-    return reads_with_easyocr(config) and config.scorers.ocr_weights is None
+    return [source for source in sources(config) if hub.is_repository(source.name)]
 
 
 def needs(config: Config) -> list[str]:
-    """What `fetch` brings, a line each; nothing for a configuration that lies whole on this disk."""
-    lines = [f"{model.source}@{model.revision}" for model in repositories(config)]
+    """What `fetch` brings, a line each; nothing for a configuration that lies whole on this disk.
+
+    Asks the hub for the commits of unpinned repositories that have none yet, and locks them. Raises InputError as
+    `lock.resolve`.
+    """
+    wanted = repositories(config)
+    lock.resolve(wanted)
+    lines = [f"{source.name}@{_commit(source)}" for source in wanted]
     lines += [file.name for file in published_prompts(config) if config.prompts.mirror is None]
-    return lines + ["easyocr"] * _downloads_easyocr(config)
+    return lines + [package.name for package in packages(config) if package.fetch]
 
 
 def fetch(config: Config) -> Iterator[str]:
-    """Bring everything that `config` needs; yields a line for each thing that is there now.
+    """Bring everything that `config` needs and lock it; yields a line for each thing that is there now.
 
-    Raises InputError, with the remedy, when a repository is unpinned, gated, missing, without safetensors or out of reach;
-    for an unpinned one before anything is fetched.
+    Raises InputError, with the remedy: before anything is fetched when the lock cannot be written or an unpinned repository's
+    commit cannot be had; when a repository is gated, missing, without safetensors or out of reach; and when a file is not
+    what the lock or the hub says.
     """
-    for key, source, revision, _ in repositories(config):
-        hub.check_pin(source, revision, key)
+    wanted = repositories(config)
+    lock.resolve(wanted)
+    if any(f"{source.name}@{_commit(source)}" not in lock.read().files for source in wanted):
+        lock.check_writable()
     for file in published_prompts(config):
         yield f"prompts: {file.fetch()}"
-    for model in repositories(config):
-        print(f"{model.key}: fetching {model.source}", file=sys.stderr, flush=True)
-        folder = _snapshot(model)
+    for source in wanted:
+        print(f"{source.key}: fetching {source.name}", file=sys.stderr, flush=True)
+        folder, online = _snapshot(source)
+        lock.record(source, folder, online)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
-        yield f"{model.key}: {model.source}@{folder.name}, {size:.2f} GB in {folder}"
-    if _downloads_easyocr(config):
-        from star.scoring import engines
-
-        scorers = config.scorers
-        yield f"scorers.ocr_engine: {engines.easyocr(scorers.ocr_mode, scorers.ocr_size, 'cpu', None).fingerprint}"
+        yield f"{source.key}: {source.name}@{folder.name}, {size:.2f} GB in {folder}"
+    for package in packages(config):
+        if package.fetch:
+            yield f"{package.key}: {package.fetch()}"
 
 
-def _snapshot(model: Model) -> Path:
-    """The folder of a repository's files in the hub's cache, complete. Raises InputError as `fetch`."""
-    key, source, revision, parts = model
-    answer = hub.ask(source, revision, "model_index.json" if "pipeline" in parts else "config.json")
+def _commit(source: Source) -> str:
+    return lock.commit(source.name, source.revision, source.revision_key)
+
+
+def _snapshot(source: Source) -> tuple[Path, bool]:
+    """The folder of a repository's files in the hub's cache, complete, and whether the hub gives them.
+
+    Raises InputError as `fetch`.
+    """
+    at = _commit(source)
+    answer = hub.ask(source.name, at, source.first_file)
     answered = answer is None or isinstance(answer, HfHubHTTPError)
     try:
-        folder = _download(model, local_files_only=not answered)
-    except (OSError, ValueError) as error:
+        folder = _download(source, at, local_files_only=not answered)
+    except (OSError, ValueError, AttributeError) as error:  # AttributeError: a pipeline that diffusers does not know
         why = f"cannot be fetched: {' '.join(str(error).split())[:300]}"
-        raise InputError(f"{key}: {source} {hub.refusal(source, revision, answer) or why}") from None
-    if "model" in parts and not any(folder.glob("*.safetensors")):
-        raise InputError(f"{key}: {source} has no safetensors weights at {revision}; name a commit that has")
-    return folder
+        raise InputError(f"{source.key}: {source.name} {hub.refusal(source.name, at, answer) or why}") from None
+    if "model" in source.parts and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{source.key}: {source.name} has no safetensors weights at {at}; name a commit that has")
+    return folder, answer is None
 
 
-def _download(model: Model, local_files_only: bool) -> Path:
-    settings = {"revision": model.revision, "local_files_only": local_files_only}
-    if "pipeline" in model.parts:
-        from diffusers import StableDiffusion3Pipeline
+def _download(source: Source, at: str, local_files_only: bool) -> Path:
+    settings = {"revision": at, "local_files_only": local_files_only}
+    if "pipeline" not in source.parts:
+        return Path(snapshot_download(source.name, allow_patterns=lock.patterns(source.parts), **settings))
+    from diffusers import DiffusionPipeline
 
-        return Path(StableDiffusion3Pipeline.download(model.source, use_safetensors=True, **settings))
-    files = (*_TEXTS, *_WEIGHTS) if "model" in model.parts else _TEXTS
-    return Path(snapshot_download(model.source, allow_patterns=files, **settings))
+    return Path(DiffusionPipeline.download(source.name, use_safetensors=True, **settings))

@@ -1,33 +1,32 @@
-"""What a configuration takes from outside this repository: models, published prompt files, EasyOCR's weights."""
+"""What a configuration takes from outside this repository: models, packages' weights, published prompt files.
+
+Each model and scorer names its own sources; here they are collected.
+"""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from star.config import Config
+from star.hub.check import Package, Source
+from star.models.sources import base
 from star.scoring.scorer import needed
-from star.worlds.door import PromptFile, own_detector, set_of, world
+from star.scoring.sources import of_scorer
+from star.worlds.door import PromptFile, set_of, world
 
 
-class Model(NamedTuple):
-    """What a key of the configuration names, and what must be in it: model, tokenizer, images (their processor), pipeline."""
-
-    key: str
-    source: str
-    revision: str | None
-    parts: tuple[str, ...]
+def _all(config: Config) -> Iterator[Source | Package]:
+    yield base(config.policy)
+    for name in sorted(needed(config)):
+        yield from of_scorer(name, config.scorers)
 
 
-def models(config: Config) -> Iterator[Model]:
+def sources(config: Config) -> list[Source]:
     """Every model that the configuration's policy, tasks, rewards and guards load by `from_pretrained`."""
-    policy, scorers = config.policy, config.scorers
-    yield Model("policy.model", policy.model, policy.revision, ("pipeline",))
-    if "geneval" in needed(config) and not own_detector(scorers.detector):
-        if scorers.detector == "mask2former":
-            yield Model("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
-        yield Model("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
-    yield Model("scorers.pickscore_model", scorers.pickscore_model, scorers.pickscore_revision, ("model",))
-    processor = (scorers.pickscore_processor, scorers.pickscore_processor_revision)
-    yield Model("scorers.pickscore_processor", *processor, ("tokenizer", "images"))
+    return [source for source in _all(config) if isinstance(source, Source)]
+
+
+def packages(config: Config) -> list[Package]:
+    """The weights of the configuration's scorers that come another way."""
+    return [source for source in _all(config) if isinstance(source, Package)]
 
 
 def published_prompts(config: Config) -> list[PromptFile]:
@@ -38,8 +37,3 @@ def published_prompts(config: Config) -> list[PromptFile]:
             if split not in config.prompts.files.get(task, {}):
                 files |= {file.name: file for file in origin.files(set_of(config, task), split, config.prompts)}
     return list(files.values())
-
-
-def reads_with_easyocr(config: Config) -> bool:
-    """Whether EasyOCR reads pictures."""
-    return "ocr" in needed(config) and config.scorers.ocr_engine == "easyocr"

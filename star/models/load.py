@@ -6,27 +6,25 @@ from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import HFValidationError
 
 from star.config import Policy
 from star.errors import InputError
 from star.hub import check as hub
+from star.hub import lock, weights
 from star.models.adapter import ADAPTER_FILE
+from star.models.sources import base
 from star.runtime import pick_precision
 
 
 def pipeline_class(settings: Policy) -> str:
     """The class name in the base's model_index.json. Raises InputError as `load_pipeline`."""
-    source = Path(settings.model)
-    if source.exists():
-        if not (source / "model_index.json").exists():
-            raise InputError(f"policy.model: {source} has no model_index.json; name a diffusers pipeline folder")
-        return json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    if not hub.is_repository(settings.model):
-        raise InputError(f"policy.model: no folder {source}; the miniature is made by `snakemake pretrain_miniature`")
-    hub.check_pin(settings.model, settings.revision, "policy.model")
-    where = (settings.model, settings.revision, "policy.model")
-    return json.loads(hub.file(*where, "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    if not Path(settings.model).is_dir() and not hub.is_repository(settings.model):
+        remedy = "the miniature is made by `snakemake pretrain_miniature`"
+        raise InputError(f"policy.model: no folder {settings.model}; {remedy}")
+    index = weights.folder(base(settings), "model_index.json") / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"policy.model: {settings.model} has no model_index.json; name a diffusers pipeline")
+    return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
 
 
 def load_pipeline(settings: Policy) -> DiffusionPipeline:
@@ -36,11 +34,7 @@ def load_pipeline(settings: Policy) -> DiffusionPipeline:
     if cls is None:
         raise InputError(f"policy.model: {settings.model} is a {name}, which diffusers {diffusers.__version__} does not know")
     options = {"dtype": pick_precision(settings), "use_safetensors": True}
-    where = (settings.model, settings.revision, "policy.model", "model_index.json")
-    try:
-        pipe = hub.load(cls, *where, has_tokenizers, **options)
-    except (OSError, HFValidationError) as error:
-        raise InputError(f"policy.model: cannot load {settings.model}: {' '.join(str(error).split())[:300]}") from None
+    pipe = weights.load(cls, base(settings), has_tokenizers, **options)
     if not has_tokenizers(pipe):
         raise InputError(f"policy.model: {settings.model} lacks a tokenizer; name a whole diffusers pipeline")
     pipe.set_progress_bar_config(disable=True)
@@ -55,12 +49,15 @@ def has_tokenizers(pipe: DiffusionPipeline) -> bool:
 
 
 def weights_digest(settings: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
+    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and commit."""
     digest = hashlib.sha256()
     folder = Path(settings.model)
     for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
         digest.update(file.read_bytes())
-    digest.update(f"{settings.model}@{settings.revision}".encode())
+    pinned = settings.revision
+    if hub.is_repository(settings.model):
+        pinned = lock.commit(settings.model, settings.revision, "policy.revision")
+    digest.update(f"{settings.model}@{pinned}".encode())
     if adapter is not None:
         digest.update((adapter / ADAPTER_FILE).read_bytes())
     return digest.hexdigest()[:12]

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from huggingface_hub.errors import GatedRepoError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from star.allocation.columns import token_columns
 from star.config import Policy
 from star.errors import InputError
+from star.hub import weights
+from star.models.sources import base
 from star.prompts.record import Span, read
 
 
@@ -16,14 +17,10 @@ def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]
 
     Raises InputError when the base or one of its tokenizers cannot be read.
     """
-    found = {}
+    root, found = weights.folder(base(policy), "tokenizer"), {}
     for name, folder in (("clip-l", "tokenizer"), ("clip-g", "tokenizer_2"), ("t5", "tokenizer_3")):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(policy.model, subfolder=folder, revision=policy.revision)
-        except GatedRepoError:
-            raise InputError(
-                f"policy.model: {policy.model} is gated; accept its licence on its page and `hf auth login`"
-            ) from None
+            tokenizer = AutoTokenizer.from_pretrained(root / folder)
         except (OSError, ValueError) as error:
             raise InputError(f"policy.model: no {folder} of {policy.model}: {' '.join(str(error).split())[:200]}") from None
         found[name] = (tokenizer, policy.max_sequence_length if name == "t5" else tokenizer.model_max_length)

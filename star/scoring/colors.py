@@ -13,6 +13,7 @@ import transformers
 from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
+from star.scoring import sources
 from star.scoring.geneval import COLORS, Detected
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
@@ -44,11 +45,11 @@ class ClipColors:
     """Called with (picture, detection) pairs, names one of the ten colours each; source: GenEval's evaluator."""
 
     def __init__(self, scorers: Scorers) -> None:
-        source, revision, key = scorers.color_model, scorers.color_revision, "color_model"
-        model = load_model(transformers.CLIPModel, source, revision, key)
-        self._tokenizer = load_tokenizer(source, revision, key, model)
-        self._images = load(_Processor, source, revision, key)
-        self.fingerprint = f"color={source}@{digest(model)}"
+        source = sources.colors(scorers)
+        model = load_model(transformers.CLIPModel, source)
+        self._tokenizer = load_tokenizer(source, model)
+        self._images = load(_Processor, source)
+        self.fingerprint = f"color={source.name}@{digest(model)}"
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]
         self._model = model.to(self._device, self._dtype)
         self._classes: dict[str, torch.Tensor] = {}

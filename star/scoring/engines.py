@@ -6,6 +6,7 @@ caught.
 """
 
 import hashlib
+import importlib.util
 import itertools
 import os
 import warnings
@@ -124,6 +125,20 @@ def rapidocr(mode: str, size: int | None, device: str) -> Engine:
     return Engine(lines if mode == "line" else lambda images: [page(image) for image in images], fingerprint)
 
 
+def rapidocr_found() -> str:
+    """Where RapidOCR's weights are. Raises InputError when the package is missing or lacks one."""
+    package = importlib.util.find_spec("rapidocr")
+    if package is None:
+        raise InputError("scorers.ocr_engine: rapidocr needs its package; run `make install`")
+    folder = Path(package.origin).parent / "models"
+    if absent := [name for name in ("*_det_*.onnx", "*_rec_*.onnx") if not list(folder.glob(name))]:
+        raise InputError(
+            f"scorers.ocr_engine: rapidocr, weights in {folder} lack {', '.join(absent)}: "
+            "`pip install --force-reinstall rapidocr`"
+        )
+    return f"rapidocr, weights in {folder}"
+
+
 def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
     """Detector and recogniser: the file in the folder `weights`, None is EasyOCR's own, and where EasyOCR fetches it.
 
@@ -139,6 +154,23 @@ def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
         ) from None
     models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
     return [(Path(weights or Path(MODULE_PATH, "model"), model["filename"]), model["url"]) for model in models]
+
+
+def easyocr_found(weights: str | None) -> str:
+    """Where EasyOCR's weights are. Raises InputError as `easyocr_models`, and when one is missing."""
+    files = [file for file, _ in easyocr_models(weights)]
+    if absent := ", ".join(str(file) for file in files if not file.is_file()):
+        if weights is not None:
+            remedy = "name the folder that has EasyOCR's weights, or leave the key out"
+            raise InputError(f"scorers.ocr_weights: {absent} missing: {remedy}")
+        remedy = "run `star fetch` with a network, or name a folder: scorers.ocr_weights"
+        raise InputError(f"scorers.ocr_engine: {absent} missing: {remedy}")
+    return f"easyocr, weights in {files[0].parent}"
+
+
+def easyocr_fetched(mode: str, size: int | None) -> str:
+    """Let EasyOCR download its weights; returns the fingerprint. Raises InputError as `easyocr`."""
+    return easyocr(mode, size, "cpu", None).fingerprint
 
 
 def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> Engine:

@@ -19,6 +19,7 @@ import transformers
 from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, resolve
+from star.scoring import sources
 from star.scoring.geneval import THRESHOLD, Detection
 
 TOP = 100
@@ -78,11 +79,10 @@ class Mask2Former:
     """The detector of `scorers.detector_model`; `classes` are GenEval's names of what it knows."""
 
     def __init__(self, scorers: Scorers) -> None:
-        source, revision = scorers.detector_model, scorers.detector_revision
-        size, key = scorers.detector_size, "detector_model"
-        model = load_model(transformers.Mask2FormerForUniversalSegmentation, source, revision, key)
+        source, size = sources.detector(scorers), scorers.detector_size
+        model = load_model(transformers.Mask2FormerForUniversalSegmentation, source)
         resized = {"size": {"shortest_edge": size, "longest_edge": int(size * _LONGEST)}}
-        self._processor = load(transformers.Mask2FormerImageProcessorPil, source, revision, key, **resized)
+        self._processor = load(transformers.Mask2FormerImageProcessorPil, source, **resized)
         weights = digest(model)
         self._dtype, self._device, self._batch = (
             PRECISIONS[scorers.detector_precision],
@@ -94,7 +94,7 @@ class Mask2Former:
         self._labels = [RENAMED.get(name, name) for name in names]
         self.classes = frozenset(self._labels)
         self.fingerprint = (
-            f"mask2former {source}@{weights} size={size} {scorers.detector_precision} {self._device} "
+            f"mask2former {source.name}@{weights} size={size} {scorers.detector_precision} {self._device} "
             f"transformers-{transformers.__version__} torch-{torch.__version__} pillow-{PIL.__version__}"
         )
 

@@ -43,6 +43,11 @@ def checkpoint_digest(checkpoint: Path) -> str:
     return digest
 
 
+def found(checkpoint: str) -> str:
+    """What `star doctor` says of the checkpoint. Raises InputError as `checkpoint_digest`."""
+    return f"{checkpoint}, SHA-256 {checkpoint_digest(Path(checkpoint))[:12]}"
+
+
 class MMDetector:
     """The detector of the checkpoint file `scorers.detector_model`; `classes` are GenEval's names of what it knows."""
 

@@ -16,10 +16,11 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
+from star.hub import lock
 from star.hub.check import is_repository
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 from star.prompts.record import Prompt
-from star.scoring import golden
+from star.scoring import golden, sources
 
 REWARD_DIVISOR = 26.0
 _BATCH = 32
@@ -39,21 +40,20 @@ class PickScorer:
     """
 
     def __init__(self, scorers: Scorers) -> None:
-        model, processor = scorers.pickscore_model, scorers.pickscore_processor
+        model, processor = sources.pickscore_model(scorers), sources.pickscore_processor(scorers)
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore_dtype]
-        revision = scorers.pickscore_processor_revision
-        self._model = load_model(CLIPModel, model, scorers.pickscore_revision, "pickscore_model")
+        self._model = load_model(CLIPModel, model)
         weights = digest(self._model)
         self._scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
-        self._tokenizer = load_tokenizer(processor, revision, "pickscore_processor", self._model)
-        self._images = load(CLIPImageProcessorPil, processor, revision, "pickscore_processor")
+        self._tokenizer = load_tokenizer(processor, self._model)
+        self._images = load(CLIPImageProcessorPil, processor)
         self._model.to(self._device, self._dtype)
-        pinned = f"@{revision[:12]}" if is_repository(processor) else ""
+        pinned = f"@{lock.commit(processor.name, processor.revision)[:12]}" if is_repository(processor.name) else ""
         self.fingerprint = (
-            f"pickscore {model}@{weights} processor={processor}{pinned} transformers-{transformers.__version__} "
+            f"pickscore {model.name}@{weights} processor={processor.name}{pinned} transformers-{transformers.__version__} "
             f"torch-{torch.__version__} {self._device} {scorers.pickscore_dtype}"
         )
-        self._guard(golden.preferences(model))
+        self._guard(golden.preferences(model.name))
 
     def _guard(self, known: Sequence[golden.Preference]) -> None:
         """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""

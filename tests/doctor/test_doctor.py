@@ -20,7 +20,9 @@ from star.doctor import machine, packages
 from star.doctor.examine import examine
 from star.doctor.weights import lacks
 from star.errors import InputError
-from star.models.sd3 import load_pipeline
+from star.hub import lock
+from star.hub.check import Source
+from star.models.load import load_pipeline
 from star.scoring.scorer import needed
 from star.worlds.coco import published
 
@@ -106,7 +108,7 @@ def test_a_broken_download_is_noticed(hub_server: Hub, hub_cache: Path, capsys: 
     for file in (clip / "tokenizer.json", pipeline / "vae/diffusion_pytorch_model.safetensors"):
         file.resolve().unlink()  # the link is there, what it points to is not
     code, lines = _lines(_config(), capsys)
-    remedy = f": `hf download some/pipeline --revision {COMMIT}`"
+    remedy = ": run `star fetch` with this configuration"
     assert code == 1
     assert _about(lines, "policy.model").endswith(f"lacks vae/diffusion_pytorch_model.safetensors{remedy}")
     assert "lacks tokenizer.json" in _about(lines, "scorers.color_model")
@@ -133,13 +135,25 @@ def test_the_licence_gate(
     assert _about(lines, "hub: some/clip").startswith("ok") and len(hub_server.asked) == 2  # once a repository
 
 
-def test_a_repository_without_a_commit_is_told_todays(hub_server: Hub, capsys: pytest.CaptureFixture) -> None:
+def test_a_repository_without_a_commit_is_told_to_fetch(hub_server: Hub, capsys: pytest.CaptureFixture) -> None:
     code, lines = _lines(_config("scorers.detector_revision=null", "scorers.color_model=no/such"), capsys)
     assert code == 1
     pin = _about(lines, "scorers.detector_revision")
-    assert "pin the commit of some/clip" in pin and "`hf models info some/clip --expand sha`" in pin
-    assert _about(lines, "hub: today's commit") == f"ok   hub: today's commit of some/clip is {COMMIT}"
+    assert "some/clip has no commit" in pin and "run `star fetch --config ...` once" in pin
+    assert _about(lines, "hub: some/clip") == "ok   hub: some/clip can be downloaded"
     assert _about(lines, "hub: no/such").startswith("FAIL hub: no/such is not on the hub, or private")
+
+
+def test_a_file_that_is_not_the_locked_one_is_named(hub_server: Hub, hub_cache: Path, capsys: pytest.CaptureFixture) -> None:
+    clip, _ = (_cache(hub_cache, name, folder) for name, folder in hub_server.folders.items())
+    source = Source("scorers.color_model", "some/clip", COMMIT, ("model", "tokenizer", "images"))
+    lock.record(source, clip, online=False)
+    assert _lines(_config(), capsys)[0] == 0
+    file = clip / "tokenizer.json"
+    file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+    code, lines = _lines(_config(), capsys)
+    told = _about(lines, f"scorers.color_model: {file} is not the file that")
+    assert code == 1 and told.startswith("FAIL") and f"remove {file.resolve()} and run `star fetch" in told
 
 
 def test_a_silent_hub_is_asked_once(silent_hub: list, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

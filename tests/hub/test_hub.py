@@ -15,7 +15,7 @@ from star import cli
 from star.config import Policy, Scorers
 from star.errors import InputError
 from star.hub import check as hub
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.scoring.scorer import make_scorer
 
 PICKSCORE = Path("resources/miniature/pickscore")
@@ -108,14 +108,14 @@ def test_the_licence_gate(token: str | None, hub_server: Hub, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "revision", "says"),
     [
-        ("some/clip", ABSENT, f"some/clip has no commit {ABSENT}; `hf models info some/clip --expand sha`"),
+        ("some/clip", ABSENT, f"some/clip has no commit {ABSENT}; correct the revision, or set it to null"),
         ("no/such", COMMIT, "no/such is not on the hub, or private"),
         (
             "some/clip",
             None,
-            r"scorers\.pickscore_revision: pin the commit of some/clip \(40 hex digits\).*`hf models info some/clip",
+            r"scorers\.pickscore_revision: some/clip has no commit, neither here nor in .*; run `star fetch --config",
         ),
-        ("some/clip", "main", "pin the commit of some/clip"),
+        ("some/clip", "main", r"scorers\.pickscore_revision: 'main' of some/clip can come to mean something else"),
     ],
 )
 def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_server: Hub) -> None:
@@ -125,7 +125,7 @@ def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_
 
 
 def test_detector_and_colors_are_pinned_too(hub_server: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.detector_revision: pin the commit of facebook/mask2former-swin-small-coco"):
+    with pytest.raises(InputError, match=r"scorers\.detector_revision: facebook/mask2former-swin-small-coco-instance has no"):
         make_scorer("geneval", Scorers())
     assert hub_server.asked == []
 

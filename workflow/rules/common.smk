@@ -21,7 +21,10 @@ LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
 RESOLVED = EXPERIMENT / "config.yaml"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
 FIGURES = ["learning_curves", "scores", "categories", "samples"]
-NEEDS = "\n".join(needs(CONFIG))  # from the network
+try:
+    NEEDS = "\n".join(needs(CONFIG))  # from the network; locks the commits of unpinned repositories once
+except InputError as error:
+    raise WorkflowError(str(error)) from None
 FETCHED_FILE = EXPERIMENT / f"fetched-{hashlib.sha256(NEEDS.encode()).hexdigest()[:12]}.txt"
 # Fetching the same again reruns nothing. Needs that changed have another file: had they the same, Snakemake would stop at the
 # ancient file of a job that it is about to run, and not look at what lies behind it.

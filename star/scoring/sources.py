@@ -1,0 +1,63 @@
+"""Where each scorer's weights come from. Without torch, because Snakemake reads it at every start."""
+
+from functools import partial
+
+from star.config import Scorers
+from star.hub.check import Package, Source
+
+
+def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
+    """What the scorer `name` loads; nothing for a user's own function."""
+    if name == "geneval":
+        return geneval(scorers)
+    if name == "ocr":
+        return [ocr(scorers)]
+    if name == "pickscore":
+        return [pickscore_model(scorers), pickscore_processor(scorers)]
+    return []
+
+
+def geneval(scorers: Scorers) -> list[Source | Package]:
+    """The detector and the model that names colours; the miniature's detector has no weights."""
+    if scorers.detector == "miniature":
+        return []
+    chosen = detector if scorers.detector == "mask2former" else mmdet
+    return [chosen(scorers), colors(scorers)]
+
+
+def detector(scorers: Scorers) -> Source:
+    """Mask2Former and its image processor."""
+    return Source("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
+
+
+def mmdet(scorers: Scorers) -> Package:
+    """GenEval's own checkpoint, a file of its publication."""
+    from star.scoring.mmdetection import found
+
+    return Package("scorers.detector_model", "mmdet", partial(found, scorers.detector_model))
+
+
+def colors(scorers: Scorers) -> Source:
+    """The CLIP model of GenEval's colours."""
+    return Source("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
+
+
+def ocr(scorers: Scorers) -> Package:
+    """The text recogniser's weights: EasyOCR downloads its own, RapidOCR's lie in its package."""
+    from star.scoring import engines
+
+    if scorers.ocr_engine == "rapidocr":
+        return Package("scorers.ocr_engine", "rapidocr", engines.rapidocr_found)
+    fetch = None if scorers.ocr_weights else partial(engines.easyocr_fetched, scorers.ocr_mode, scorers.ocr_size)
+    return Package("scorers.ocr_engine", "easyocr", partial(engines.easyocr_found, scorers.ocr_weights), fetch)
+
+
+def pickscore_model(scorers: Scorers) -> Source:
+    """The CLIP model whose score it is."""
+    return Source("scorers.pickscore_model", scorers.pickscore_model, scorers.pickscore_revision, ("model",))
+
+
+def pickscore_processor(scorers: Scorers) -> Source:
+    """Its tokenizer and image processor, which PickScore's own repository lacks."""
+    processor, revision = scorers.pickscore_processor, scorers.pickscore_processor_revision
+    return Source("scorers.pickscore_processor", processor, revision, ("tokenizer", "images"))
