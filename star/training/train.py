@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from star import code
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
@@ -139,6 +140,7 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
         out.mkdir(parents=True, exist_ok=True)
         write_text(run.settings, settings.model_dump_json(indent=1))
         write_json(run.environment, environment(policy.device) | {"precision": str(policy.dtype)})
+        code.record(out, "star.training.train", fresh=done == 0)
         _keep_rows(metrics, done)
         lines = [*describe(settings, processes.count), describe_device(policy)]
         if policy.device.type == "cuda":
