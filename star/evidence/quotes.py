@@ -65,13 +65,13 @@ def check(page: Path) -> int:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{page}: not a readable text file ({error})") from None
+    text = _CODE.sub(_blank, text)
     named = _TABLES.search(text)
     if named is None:
         raise InputError(f"{page}: names no tables; write <!-- tables: FOLDER --> with the folder of `star evidence --out`")
     folder = page.parent / named[1]
     if not (folder / "tables").is_dir():
         raise InputError(f"{folder / 'tables'}: no such folder; make it with `star evidence --data DATA --out {folder}`")
-    text = _CODE.sub(_blank, text)
     quotes = [match for match in _QUOTE.finditer(text) if not match["cell"].strip().startswith("tables:")]
     problems = sorted({*_wrong_quotes(folder, quotes), *_wrong_rest(page, folder, text)})
     for position, problem in problems:
@@ -79,6 +79,11 @@ def check(page: Path) -> int:
     if problems:
         raise InputError(f"{page}: {len(problems)} of its numbers, tables and pictures are not as the tables say, see above")
     return len(quotes)
+
+
+def quotes_tables(page: Path) -> bool:
+    """Whether a page names tables, so that `check` is for it."""
+    return bool(_TABLES.search(_CODE.sub(_blank, page.read_text(encoding="utf-8"))))
 
 
 def _blank(match: re.Match) -> str:
