@@ -1,6 +1,6 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only
-# make evidence    docs/evidence.md from collected runs in docs/evidence/data, without training (none yet: docs/lab-notes)
+# make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
@@ -12,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
 CONFIG ?= config/miniature$(if $(QUICK),-quick).yaml
 CORES ?= all
+EVIDENCE ?= docs/results/evidence
 BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
@@ -37,8 +38,8 @@ reproduce: install
 	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
 
-evidence: install # docs/evidence.md from the collected runs in docs/evidence/data, without training
-	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
+evidence: install
+	$(BIN)/star evidence --config config/evidence-miniature.yaml --data $(EVIDENCE)/data --out $(EVIDENCE) --check $(EVIDENCE).md
 
 test: install # two at a time, of one thread each
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -117,15 +117,22 @@ def _tables(args: argparse.Namespace) -> None:
 
 
 def _evidence(args: argparse.Namespace) -> None:
-    from star.evidence import write as evidence
+    if not (args.collect or args.out or args.check):
+        raise InputError("--collect, --out, --check: give one or more, else there is nothing to do")
+    if (args.collect or args.out) and args.data is None:
+        raise InputError("--data: say which folder has the collected runs")
+    if args.collect or args.out:
+        from star.evidence import page
 
-    config = configuration.load(args.config, args.set)
-    if not (args.collect or args.out):
-        raise InputError("--collect, --out: give one or both, else there is nothing to do")
-    if args.collect:
-        evidence.collect(config, args.data)
-    if args.out:
-        evidence.write(config, args.data, args.out)
+        config = configuration.load(args.config, args.set)
+        if args.collect:
+            page.collect(config, args.data)
+        if args.out:
+            page.write(config, args.data, args.out)
+    if args.check:
+        from star.evidence import quotes
+
+        print(f"{args.check}: {quotes.check(args.check)} quoted numbers are those of the tables")
 
 
 def _maps(args: argparse.Namespace) -> None:
@@ -226,9 +233,10 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, required=True)
 
     s = stage("evidence", _evidence, "compare methods over several seeds: tables, figures and a page from collected runs")
-    s.add_argument("--data", type=Path, required=True, help="folder of collected runs, small enough to keep in git")
+    s.add_argument("--data", type=Path, help="folder of collected runs, small enough to keep in git")
     s.add_argument("--collect", action="store_true", help="first collect the runs that are finished into --data")
-    s.add_argument("--out", type=Path, help="where to write evidence.md and evidence/ (default: nowhere)")
+    s.add_argument("--out", type=Path, help="where to write tables.md, tables/ and figures/ (default: nowhere)")
+    s.add_argument("--check", type=Path, metavar="PAGE", help="compare every number that a page quotes with the tables")
 
     s = stage("maps", _maps, "draw allocation maps over the denoising steps on their images")
     run_of(s)

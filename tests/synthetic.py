@@ -1,16 +1,17 @@
-"""A whole experiment of simulated scores and metrics on disk, whose true differences between methods are known."""
+"""A whole experiment of simulated scores and metrics on disk, whose true differences between methods are known.
 
-import json
-from pathlib import Path
+Prompts, noise and differences follow the scorer of a task's main column, not the task's name.
+"""
 
 import numpy as np
 import pandas as pd
 
-from star import layout
-from star.analysis.results import methods
+from star import code, layout
+from star.analysis.comparisons import KINDS
+from star.analysis.results import main_scorer, methods
 from star.config import Config, run_settings
-from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes
-from star.evidence.tables import KINDS
+from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task
+from star.files import write_json, write_jsonl, write_text
 
 TAGS = {
     "geneval": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
@@ -18,26 +19,71 @@ TAGS = {
     "pickscore": {"free": 96},
 }
 LEARNED = {"geneval": 0.16, "ocr": 0.18, "pickscore": 4.5}  # by flow_grpo
-MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpu": None, "torch": "2.13.0"}
 START = {"geneval": 0.5, "ocr": 0.45, "pickscore": 13.0}
+MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpu": None, "torch": "2.13.0"}
+CODE = "0123456789ab"
+_WRONG = "expected red cat>=1, found 1 blue\nexpected dog>=1, found 0"
+Prompts = list[tuple[str, str, str]]  # id, tag, text
 
 
-def _jsonl(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
+    """Write everything that `star evidence` reads. `gain`: what a method adds to flow_grpo, in units of LEARNED."""
+    shared = np.random.default_rng(0)
+    for task in config.tasks:
+        scorer = main_scorer(config, task)
+        tags = [tag for tag, count in TAGS[scorer].items() for _ in range(count)]
+        prompts = [(f"{scorer}-{i:05d}", tag, f"prompt {i}") for i, tag in enumerate(tags)]
+        difficulty_P = START[scorer] + shared.normal(0, 0.3 * LEARNED[scorer], len(prompts))
+        for method in methods(config, task):
+            own = np.random.default_rng([1, *method.encode()])
+            taste_P = own.normal(0, 0.1 * LEARNED[scorer], len(prompts))  # prompts that the method likes
+            for seed in config.seeds:
+                luck = own.normal(0, 0.05)
+                learned_P = taste_P + LEARNED[scorer] * (1 + gain.get(method, 0.0) + luck)
+                _write_tests(config, (task, method, seed), prompts, (difficulty_P, learned_P), images)
+                if method != "base":
+                    _write_training(config, task, method, seed)
+    if attribute_task(config):
+        _fill_attributes(config, gain)
 
 
-def _scores(
-    task: str, prompts: list[tuple[str, str, str]], mean_P: np.ndarray, images: int, rng: np.random.Generator
-) -> list[dict]:
-    spread = 0.05 * LEARNED[task]
-    return [
-        {"prompt_id": name, "tag": tag, "prompt": prompt, "sample": k, "filename": f"{i:05d}/samples/{k:04d}.png"}
-        | {"score": float(mean_P[i] + rng.normal(0, spread)), "scorer": task, "task": task}
-        | {"reason": "expected red cat>=1, found 1 blue\nexpected dog>=1, found 0" if k == 0 else ""}
-        for i, (name, tag, prompt) in enumerate(prompts)
-        for k in range(images)
-    ]
+def _write_tests(
+    config: Config, run: tuple[str, str, int], prompts: Prompts, mean_and_learned: tuple[np.ndarray, np.ndarray], images: int
+) -> None:
+    """Scores and guards of every tested epoch; what is learned grows on a straight line."""
+    task, method, seed = run
+    scorer, files, epochs = main_scorer(config, task), layout.run(config, *run), layout.epochs(config, task, method)
+    start_P, learned_P = mean_and_learned
+    for epoch in epochs:
+        progress = epoch / epochs[-1] if epoch else 0.0
+        rng = np.random.default_rng([seed, epoch])  # the noise of the pictures is shared by all methods
+        rows = _scores(scorer, prompts, start_P + progress * learned_P, images, rng)
+        write_jsonl(files.scores(epoch), rows)
+        write_text(files.samples(epoch) / code.FILE, f"{CODE}\n")
+        other = "pickscore" if scorer != "pickscore" else "geneval"
+        guards = {"diversity": 0.3 - 0.1 * progress, "edge_density": 0.1, "color_entropy": 2.0 - 0.1 * progress}
+        cross = {other: {"mean": 1 + progress, "images": 9, "scorer": "x"}}
+        write_json(files.guards(epoch), {"images": len(rows), "features": "clip", **guards, "cross": cross})
+
+
+def _scores(scorer: str, prompts: Prompts, mean_P: np.ndarray, images: int, rng: np.random.Generator) -> list[dict]:
+    rows = []
+    for i, (name, tag, text) in enumerate(prompts):
+        for k in range(images):
+            score = float(mean_P[i] + rng.normal(0, 0.05 * LEARNED[scorer]))
+            row = {"prompt_id": name, "tag": tag, "prompt": text, "sample": k, "filename": f"{i:05d}/samples/{k:04d}.png"}
+            reason = {"reason": _WRONG if k == 0 else ""} if scorer == "geneval" else {}
+            rows.append(row | {"score": score, "scorer": scorer} | reason)
+    return rows
+
+
+def _write_training(config: Config, task: str, method: str, seed: int) -> None:
+    run = layout.run(config, task, method, seed)
+    write_jsonl(run.metrics, _metrics(config, task, method, seed))
+    write_text(run.settings, run_settings(config, task, method).model_dump_json())
+    write_text(run.trained, "")
+    write_json(run.environment, MACHINE)
+    write_text(run.folder / code.FILE, f"{CODE}\n")
 
 
 def _metrics(config: Config, task: str, method: str, seed: int) -> list[dict]:
@@ -57,41 +103,6 @@ def _metrics(config: Config, task: str, method: str, seed: int) -> list[dict]:
     ]
 
 
-def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
-    """Write everything that `star evidence` reads. `gain`: what a method adds to flow_grpo, in units of LEARNED."""
-    shared = np.random.default_rng(0)
-    for task in config.tasks:
-        tags = [tag for tag, count in TAGS[task].items() for _ in range(count)]
-        prompts = [(f"{task}-{i:05d}", tag, f"prompt {i}") for i, tag in enumerate(tags)]
-        difficulty = shared.normal(0, 0.3 * LEARNED[task], len(prompts))
-        for method in methods(config, task):
-            own = np.random.default_rng([1, *method.encode()])
-            taste = own.normal(0, 0.1 * LEARNED[task], len(prompts))  # prompts that the method likes
-            *_, last = layout.epochs(config, task, method)
-            for seed in config.seeds:
-                run, luck = layout.run(config, task, method, seed), own.normal(0, 0.05)
-                for step in layout.epochs(config, task, method):
-                    progress = step / last if last else 0.0
-                    learned = LEARNED[task] * progress * (1 + gain.get(method, 0.0) + luck)
-                    rng = np.random.default_rng([seed, step])  # the noise of the pictures is shared by all methods
-                    rows = _scores(task, prompts, START[task] + difficulty + learned + progress * taste, images, rng)
-                    _jsonl(run.scores(step), rows)
-                    cross = {
-                        "pickscore" if task != "pickscore" else "geneval": {"mean": 1 + progress, "images": 9, "scorer": "x"}
-                    }
-                    guards = {"diversity": 0.3 - 0.1 * progress, "edge_density": 0.1, "color_entropy": 2.0 - 0.1 * progress}
-                    path = run.guards(step)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps({"images": len(rows), "features": "clip", **guards, "cross": cross}))
-                if method != "base":
-                    _jsonl(run.metrics, _metrics(config, task, method, seed))
-                    run.settings.write_text(run_settings(config, task, method).model_dump_json())
-                    run.trained.touch()
-                    run.environment.write_text(json.dumps(MACHINE))
-    if asks_about_attributes(config):
-        _fill_attributes(config, gain)
-
-
 def _fill_attributes(config: Config, gain: dict[str, float], each: int = 12) -> None:
     """Global attributes halve what star gains, and widen its maps from 0.7 to 0.9."""
     places = [(kind, i) for i in range(each) for kind in KINDS]
@@ -100,18 +111,21 @@ def _fill_attributes(config: Config, gain: dict[str, float], each: int = 12) -> 
         (f"g{i}-{kind}", kind, f"{kind if kind == 'one_color' else 'thing'} {i}{grounds.get(kind, '')}") for kind, i in places
     ]
     content = np.random.default_rng(3).normal(0, 1, each)
+    content_P = np.array([content[i] for _, i in places])
+    task = attribute_task(config)
+    scorer = main_scorer(config, task)
     for seed in config.seeds:
         for method in ATTRIBUTE_METHODS:
-            folder = layout.run(config, "pickscore", method, seed).attributes
-            added = np.array([gain.get(method, 0.0) * (0.5 if kind in grounds else 1.0) for kind, _ in places])
-            mean_P = (
-                START["pickscore"] + content[[i for _, i in places]] + (method != "base") * LEARNED["pickscore"] * (1 + added)
-            )
-            _jsonl(folder / "scores.jsonl", _scores("pickscore", prompts, mean_P, 2, np.random.default_rng(seed)))
+            folder = layout.run(config, task, method, seed).attributes
+            added_P = np.array([gain.get(method, 0.0) * (0.5 if kind in grounds else 1.0) for kind, _ in places])
+            learned_P = LEARNED[scorer] * (1 + added_P) if method != "base" else 0.0
+            rows = _scores(scorer, prompts, START[scorer] + content_P + learned_P, 2, np.random.default_rng(seed))
+            write_jsonl(folder / "scores.jsonl", rows)
+            write_text(folder / "samples" / code.FILE, f"{CODE}\n")
         rows = [
             {"prompt_id": name, "tag": tag, "prompt": prompt, "step": t, "entropy": 0.9, "gain": 1.5}
             | {"effective_area": 0.9 if tag in grounds else 0.7}
             for name, tag, prompt in prompts
             for t in range(3)
         ]
-        pd.DataFrame(rows).to_csv(layout.run(config, "pickscore", "star", seed).attributes / "map_statistics.csv", index=False)
+        pd.DataFrame(rows).to_csv(layout.run(config, task, "star", seed).attributes / "map_statistics.csv", index=False)

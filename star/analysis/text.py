@@ -1,31 +1,38 @@
-"""The five tables as files: CSV for machines, Markdown and LaTeX (both through pandas) for readers."""
+"""Tables as text: numbers with their intervals, and the five tables of an experiment as CSV, Markdown and LaTeX files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from star.analysis.statistics import RESAMPLES
-from star.config import TASKS, Config
-from star.scoring.scorer import GUARDS
+from star.analysis.results import guard_order, reported
+from star.analysis.statistics import PROMPT_RESAMPLES
+from star.analysis.style import SCORE_NOTES, column_name
+from star.config import Config
+from star.files import write_text
 
 _INTERVAL = (
-    f"In brackets: 95 % interval from {RESAMPLES} bootstrap resamples of the test prompts (all images of a prompt "
+    f"In brackets: 95 % interval from {PROMPT_RESAMPLES} bootstrap resamples of the test prompts (all images of a prompt "
     "together). "
     "It says what other prompts of the same kind would give, not what another training seed would. n counts images."
 )
-_SCORE = (
-    "geneval: share of correct images, unweighted mean over the tags. ocr: 1 - edit distance / letters of the target. "
-    "pickscore: raw PickScore."
-)
+_SCORE = " ".join(f"{scorer}: {note}." for scorer, note in SCORE_NOTES.items())
 _FEW = "For a tag of five prompts the interval is too narrow: it covers 86 to 90 % in simulation."
+_OVERALL = "Overall is the unweighted mean of the tags."
 _PAIRED = "Differences are paired by seed, prompt and initial noise; * marks an interval that excludes zero."
 _GUARDS = (
     "Collapse guards, means over images, say whether pictures change in ways that the score does not see; compare down a "
     "column. diversity: mean distance between the pictures of a prompt. edge_density: share of pixels on an edge. "
-    "color_entropy: bits. geneval, ocr, pickscore: the scorer of another task, where the prompts allow it. "
+    f"color_entropy: bits. {', '.join(SCORE_NOTES)}: the scorer of another task, where the prompts allow it. "
     "- is not defined: one picture a prompt, or prompts without objects or quoted text."
 )
-_COST = {
+_COST = (
+    "Seconds of an epoch are rollout + maps + reward + update (wall clock; reward is the time that scoring was waited for); "
+    "s/epoch and its parts are medians over epochs, s in all is one training. Memory is the peak of the "
+    "process, in 10^6 bytes."
+)
+_REWARD = "Training reward is the mean over the last fifth of the epochs, on training prompts."
+_COST_COLUMNS = {
     "seconds_epoch": ("s/epoch", 2),
     "seconds_total": ("s in all", 0),
     "seconds_rollout": ("rollout s", 2),
@@ -37,86 +44,8 @@ _COST = {
     "images_per_second": ("images/s", 2),
     "peak_memory_mb": ("peak memory MB", 0),
 }
-
-
-def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts: dict[str, int]) -> None:
-    """Write <name>.{csv,md,tex} for the tables `main`, `categories`, `cost`, `ablation`, `guards` of star/analysis/tables.py.
-
-    `prompts` is the number of test prompts of each task.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
-    scores, differences = _main(tables["main"], prompts)
-    last = tables["guards"][lambda t: t["step"] == t.groupby(["task", "method"])["step"].transform("max")]
-    _save(
-        folder / "main",
-        f"Scores of the final checkpoints ({trainings})",
-        tables["main"],
-        {"Scores": scores, "Paired differences": differences, "Collapse guards": _guards(last)},
-        [_SCORE, _INTERVAL, _PAIRED, _GUARDS],
-    )
-    _save(
-        folder / "categories",
-        f"Scores by tag ({trainings})",
-        tables["categories"],
-        {task: _tags(rows) for task, rows in tables["categories"].groupby("task", sort=False)},
-        [_INTERVAL, _FEW, "Overall is the unweighted mean of the tags."],
-    )
-    _save(
-        folder / "cost",
-        f"Cost of training ({trainings})",
-        tables["cost"],
-        {"Cost": _cost(tables["cost"])},
-        [
-            "Seconds of an epoch are rollout + maps + reward + update (wall clock; reward is the time that scoring "
-            "was waited for); "
-            "s/epoch and its parts are medians over epochs, s in all is one training. Memory is the peak of the "
-            "process, in 10^6 bytes."
-        ],
-    )
-    _save(
-        folder / "ablation",
-        f"Methods side by side ({trainings})",
-        tables["ablation"],
-        {task: _ablation(rows) for task, rows in tables["ablation"].groupby("task", sort=False)},
-        [
-            _SCORE,
-            _INTERVAL,
-            _PAIRED,
-            "Training reward is the mean over the last fifth of the epochs, on training prompts.",
-        ],
-    )
-    _save(
-        folder / "guards",
-        f"Collapse guards of every scored checkpoint ({trainings})",
-        tables["guards"],
-        {task: _guards(rows, "step") for task, rows in tables["guards"].groupby("task", sort=False)},
-        [_GUARDS],
-    )
-
-
-def _save(stem: Path, title: str, long: pd.DataFrame, wide: dict[str, pd.DataFrame], notes: list[str]) -> None:
-    write_text(stem.with_suffix(".csv"), long.to_csv(index=False, float_format="%.8g"))
-    markdown, latex = [f"# {title}"], ["% needs \\usepackage{booktabs}"]
-    for number, (heading, table) in enumerate(wide.items(), start=1):
-        markdown += [f"## {heading}", table.to_markdown(index=False, disable_numparse=True)]
-        caption = _escape(f"{title}. {heading}. {' '.join(notes)}")
-        latex.append(table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem.name}-{number}"))
-    write_text(stem.with_suffix(".md"), "\n\n".join([*markdown, *notes]) + "\n")
-    write_text(stem.with_suffix(".tex"), "\n\n".join(latex))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _escape(text: str) -> str:
-    for character in "%_#&":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("^", r"\textasciicircum{}")
+Limits = tuple[str, str, str]  # columns of an estimate and its interval
+_CI: Limits = ("mean", "ci_low", "ci_high")
 
 
 def digits(values: pd.Series) -> int:
@@ -129,64 +58,140 @@ def probability(p: float) -> str:
     return "-" if pd.isna(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.995 else "= 1"
 
 
-def interval_cell(mean: float, low: float, high: float, places: int, sign: str = "") -> str:
-    """`mean [low, high]`; with sign="+" a difference, starred where its interval excludes zero; "-" for no value."""
+def interval(mean: float, low: float, high: float, places: int, sign: str = "") -> str:
+    """`mean [low, high]`, with sign="+" signed; "-" for no value."""
     if pd.isna(mean):
         return "-"
     if pd.isna(low):
         return f"{mean:{sign}.{places}f} [no interval]"
-    star = " *" if sign and (low > 0 or high < 0) else ""
-    return f"{mean:{sign}.{places}f} [{low:{sign}.{places}f}, {high:{sign}.{places}f}]{star}"
+    return f"{mean:{sign}.{places}f} [{low:{sign}.{places}f}, {high:{sign}.{places}f}]"
 
 
-def _cells(
-    rows: pd.DataFrame, places: int, sign: str = "", columns: tuple[str, ...] = ("mean", "ci_low", "ci_high")
-) -> list[str]:
-    return [interval_cell(*limits, places, sign) for limits in rows[list(columns)].itertuples(index=False, name=None)]
+def intervals(rows: pd.DataFrame, places: int, sign: str = "", columns: Limits = ("mean", "low", "high")) -> list[str]:
+    """`interval` of every row."""
+    return [interval(*limits, places, sign) for limits in rows[list(columns)].itertuples(index=False, name=None)]
 
 
-def _main(main: pd.DataFrame, prompts: dict[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _starred(rows: pd.DataFrame, places: int, columns: Limits = _CI) -> list[str]:
+    """Differences, with a star where the interval excludes zero."""
+    low, high = rows[columns[1]], rows[columns[2]]
+    stars = [" *" if excludes else "" for excludes in (low > 0) | (high < 0)]
+    return [cell + star for cell, star in zip(intervals(rows, places, "+", columns), stars, strict=True)]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts in Markdown."""
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def wide(rows: pd.DataFrame, index: Sequence[str], column: str, cells: Sequence[str]) -> pd.DataFrame:
+    """A row for every value of `index`, a column for every value of `column`, both in the order in which they first come."""
+    index = list(index)
+    order = rows[column].drop_duplicates()
+    table = rows.assign(cell=cells).pivot(index=index, columns=column, values="cell").reindex(columns=order)
+    return rows[index].drop_duplicates().merge(table.fillna("-").reset_index(), on=index)
+
+
+def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts: dict[str, int]) -> None:
+    """Write <name>.{csv,md,tex} for the tables `main`, `categories`, `cost`, `ablation`, `guards` of star/analysis/tables.py.
+
+    `prompts` is the number of test prompts of each task.
+    """
+    trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
+    guards = tables["guards"]
+    last = guards[guards["step"] == guards.groupby(["task", "method"])["step"].transform("max")]
+    scores, differences = _main(config, tables["main"], prompts)
+    readable = {
+        "main": {"Scores": scores, "Paired differences": differences, "Collapse guards": _guards(last)},
+        "categories": {task: _tags(rows) for task, rows in tables["categories"].groupby("task", sort=False)},
+        "cost": {"Cost": _cost(tables["cost"])},
+        "ablation": {task: _ablation(rows) for task, rows in tables["ablation"].groupby("task", sort=False)},
+        "guards": {task: _guards(rows, "step") for task, rows in guards.groupby("task", sort=False)},
+    }
+    titles = {
+        "main": "Scores of the final checkpoints",
+        "categories": "Scores by tag",
+        "cost": "Cost of training",
+        "ablation": "Methods side by side",
+        "guards": "Collapse guards of every scored checkpoint",
+    }
+    notes = {
+        "main": [_SCORE, _INTERVAL, _PAIRED, _GUARDS],
+        "categories": [_INTERVAL, _FEW, _OVERALL],
+        "cost": [_COST],
+        "ablation": [_SCORE, _INTERVAL, _PAIRED, _REWARD],
+        "guards": [_GUARDS],
+    }
+    for name, sections in readable.items():
+        save_csv(folder / f"{name}.csv", tables[name])
+        _save_readable(folder / name, f"{titles[name]} ({trainings})", sections, notes[name])
+
+
+def save_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a long table, numbers with eight digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.8g"))
+
+
+def _save_readable(stem: Path, title: str, sections: dict[str, pd.DataFrame], notes: list[str]) -> None:
+    parts, latex = [f"# {title}"], ["% needs \\usepackage{booktabs}"]
+    for number, (heading, table) in enumerate(sections.items(), start=1):
+        parts += [f"## {heading}", markdown(table)]
+        caption = _escape(f"{title}. {heading}. {' '.join(notes)}")
+        latex.append(table.to_latex(index=False, escape=True, caption=caption, label=f"tab:{stem.name}-{number}"))
+    write_text(stem.with_suffix(".md"), "\n\n".join([*parts, *notes]) + "\n")
+    write_text(stem.with_suffix(".tex"), "\n\n".join(latex))
+
+
+def _escape(text: str) -> str:
+    for character in "%_#&":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("^", r"\textasciicircum{}")
+
+
+def _main(config: Config, main: pd.DataFrame, prompts: dict[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and differences, a column a task and reported scorer."""
     scores, differences = {}, {}
-    for task, rows in main.groupby("task", sort=False):
-        score, paired = rows[rows["metric"] == task], rows[rows["metric"] != task]
-        # The baseline minus a control would say again what the control minus the baseline says.
-        paired = paired[(paired["method"] != "flow_grpo") | (paired["metric"] == f"{task}-minus-base")]
-        places = digits(score["mean"])
-        heading = f"{task} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
-        labels = paired["method"] + " - " + paired["metric"].str.removeprefix(f"{task}-minus-")
-        scores[heading] = pd.Series(_cells(score, places), index=score["method"])
-        differences[heading] = pd.Series(_cells(paired, places, "+"), index=labels)
+    for task in config.tasks:
+        of_task = main[main["task"] == task]
+        for scorer in reported(config, task):
+            score = of_task[of_task["metric"] == scorer]
+            prefix = f"{scorer}-minus-"
+            paired = of_task[of_task["metric"].str.startswith(prefix)]
+            # The baseline minus a control would say again what the control minus the baseline says.
+            paired = paired[(paired["method"] != "flow_grpo") | (paired["metric"] == f"{prefix}base")]
+            places = digits(score["mean"])
+            heading = f"{column_name(task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
+            labels = paired["method"] + " - " + paired["metric"].str.removeprefix(prefix)
+            scores[heading] = pd.Series(intervals(score, places, columns=_CI), index=score["method"])
+            differences[heading] = pd.Series(_starred(paired, places), index=labels)
     return _side_by_side(scores, "method"), _side_by_side(differences, "difference")
 
 
 def _side_by_side(columns: dict[str, pd.Series], name: str) -> pd.DataFrame:
-    """One column a task; rows in the order in which they first come, "-" where a task does not have one."""
+    """Rows in the order in which they first come, "-" where a column does not have one."""
     rows = list(dict.fromkeys(label for column in columns.values() for label in column.index))
     return pd.DataFrame(columns).reindex(rows).fillna("-").rename_axis(name).reset_index()
 
 
 def _guards(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
-    """Wide: one row a task and method (and `more`), one column a guard."""
+    """One row a task and method (and `more`), one column a guard."""
     index = ["task", "method", *more]
-    order = [guard for guard in (*GUARDS, *TASKS) if guard in set(rows["guard"])]
-    cells = rows.assign(cell=[f"{v:.{2 if v >= 10 else 3}f}" for v in rows["mean"]])
-    wide = cells.pivot(index=index, columns="guard", values="cell").reindex(columns=order)
-    return wide.loc[pd.MultiIndex.from_frame(rows[index].drop_duplicates())].fillna("-").reset_index().astype(str)
+    cells = [f"{value:.{2 if value >= 10 else 3}f}" for value in rows["mean"]]
+    table = wide(rows, index, "guard", cells)
+    return table[[*index, *guard_order(rows["guard"])]].astype(str)
 
 
 def _tags(rows: pd.DataFrame) -> pd.DataFrame:
     counts = rows.drop_duplicates("tag").set_index("tag")["n"]
-    cells = rows.assign(cell=_cells(rows, 3)).pivot(index="method", columns="tag", values="cell")
-    cells = cells.loc[rows["method"].unique(), counts.index]
-    cells.columns = [f"{tag} (n = {n})" for tag, n in counts.items()]
-    return cells.reset_index()
+    table = wide(rows, ["method"], "tag", intervals(rows, 3, columns=_CI))
+    return table.rename(columns={tag: f"{tag} (n = {n})" for tag, n in counts.items()})
 
 
 def _cost(cost: pd.DataFrame) -> pd.DataFrame:
-    out = cost[["task", "method", "epochs"]].astype(str)
-    for key, (name, places) in _COST.items():
-        out[name] = ["-" if pd.isna(v) else f"{v:.{places}f}" for v in cost[key]]
-    return out
+    table = cost[["task", "method", "epochs"]].astype(str)
+    for key, (name, places) in _COST_COLUMNS.items():
+        table[name] = ["-" if pd.isna(value) else f"{value:.{places}f}" for value in cost[key]]
+    return table
 
 
 def _ablation(rows: pd.DataFrame) -> pd.DataFrame:
@@ -194,8 +199,8 @@ def _ablation(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "method": rows["method"],
-            "final score": _cells(rows, places),
-            "minus flow_grpo": _cells(rows, places, "+", ("diff", "diff_low", "diff_high")),
-            "training reward at the end": [f"{v:.3f}" for v in rows["reward_last_fifth"]],
+            "final score": intervals(rows, places, columns=_CI),
+            "minus flow_grpo": _starred(rows, places, ("diff", "diff_low", "diff_high")),
+            "training reward at the end": [f"{reward:.3f}" for reward in rows["reward_last_fifth"]],
         }
     )

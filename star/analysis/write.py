@@ -14,10 +14,12 @@ def write(config: Config, out: Path) -> None:
     """
     from star.analysis import figures, results, tables, text
 
+    # Read everything, so that what is missing is known before anything is written.
     scores, metrics = results.scores(config), results.metrics(config)
     final = results.final(config, scores)
     guards = results.guards(config, scores)
     shown = results.sample_grid(config, final)
+    # Estimate.
     main = tables.main(config, final)
     frames = {
         "main": main,
@@ -26,6 +28,7 @@ def write(config: Config, out: Path) -> None:
         "ablation": tables.ablation(config, main, metrics),
         "guards": tables.guards(guards),
     }
+    # Write.
     prompts = final.groupby("task")["prompt_id"].nunique().to_dict()
     text.save(Path(out) / "tables", config, frames, prompts)
-    figures.write(Path(out) / "figures", config, scores, metrics, frames, shown)
+    figures.write(Path(out) / "figures", config, scores=scores, metrics=metrics, tables=frames, shown=shown)

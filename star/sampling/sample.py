@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from star import code
 from star.allocation.columns import cut_prompts
 from star.config import DRAWN_BY, Compute, Evaluation, Policy
 from star.errors import InputError
@@ -93,6 +94,8 @@ def sample(
         folder = _folder(out, number, record)
         wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(images)]
     missing = [w for w in wanted if not w[2].exists()]
+    if missing:
+        code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)
     for start in range(0, len(missing), evaluation.batch):
         batch = missing[start : start + evaluation.batch]

@@ -19,7 +19,7 @@ def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
 
 def geneval(scorers: Scorers) -> list[Source | Package]:
     """The detector and the model that names colours; the miniature's detector has no weights."""
-    if scorers.detector == "miniature":
+    if own_detector(scorers.detector):
         return []
     chosen = detector if scorers.detector == "mask2former" else mmdet
     return [chosen(scorers), colors(scorers)]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from star import code
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
+from star.files import write_json, write_text
 from star.layout import epoch_name
 from star.models.door import load_model
 from star.models.load import origin
@@ -116,9 +118,10 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
 def _announce(settings: RunSettings, policy: Policy, out: Path, done: int, processes: int) -> None:
     """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+    write_text(out / "settings.json", settings.model_dump_json(indent=1))
     here = environment(policy.device) | {"precision": str(policy.model.dtype)}
-    (out / "environment.json").write_text(json.dumps(here, indent=1), encoding="utf-8")
+    write_json(out / "environment.json", here)
+    code.record(out, "star.training.train", fresh=done == 0)
     _keep_rows(out / "metrics.jsonl", done)
     lines = [*describe(settings, processes), describe_device(policy)]
     if policy.device.type == "cuda":
@@ -129,9 +132,7 @@ def _announce(settings: RunSettings, policy: Policy, out: Path, done: int, proce
 def _keep_rows(file: Path, epochs: int) -> None:
     """Cut metrics of epochs that a resumed run does again."""
     rows = file.read_text(encoding="utf-8").splitlines()[:epochs] if file.exists() else []
-    draft = file.with_name(f".{file.name}.tmp")
-    draft.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-    draft.replace(file)
+    write_text(file, "".join(row + "\n" for row in rows))
 
 
 def _epoch_or_stop(session: Session, epoch: int, *, first: bool, checkpoints: Path, digest: str) -> dict:

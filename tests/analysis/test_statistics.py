@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from star.analysis.statistics import difference, interval, overall, summary
+from star.analysis.statistics import difference, overall, prompt_bootstrap, summary
 
 
 def _clustered(rng: np.random.Generator, prompts: int, images: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
@@ -15,12 +15,12 @@ def _clustered(rng: np.random.Generator, prompts: int, images: int, mean: float)
 
 
 def test_constant_values_have_an_interval_of_no_width():
-    assert interval(np.full(12, 0.25), np.repeat(np.arange(6), 2)) == (0.25, 0.25, 0.25)
+    assert prompt_bootstrap(np.full(12, 0.25), np.repeat(np.arange(6), 2)) == (0.25, 0.25, 0.25)
 
 
 def test_shares_follow_the_binomial_distribution():
     right = np.arange(101) < 40
-    mean, low, high = interval(right.astype(float), np.arange(101))
+    mean, low, high = prompt_bootstrap(right.astype(float), np.arange(101))
     exact = stats.binom(100, 40 / 101)  # 100 draws from 101 prompts
     assert mean == pytest.approx(40 / 101)
     assert [low, high] == pytest.approx([exact.ppf(0.025) / 100, exact.ppf(0.975) / 100], abs=0.0101)
@@ -28,8 +28,8 @@ def test_shares_follow_the_binomial_distribution():
 
 def test_images_of_a_prompt_are_one_observation():
     values = np.repeat(np.random.default_rng(1).normal(size=30), 50)
-    many = interval(values, np.repeat(np.arange(30), 50))
-    assert many == pytest.approx(interval(values[::50], np.arange(30)))
+    many = prompt_bootstrap(values, np.repeat(np.arange(30), 50))
+    assert many == pytest.approx(prompt_bootstrap(values[::50], np.arange(30)))
 
 
 def test_small_strata_have_the_width_of_the_closed_form():
@@ -37,7 +37,7 @@ def test_small_strata_have_the_width_of_the_closed_form():
     sizes = (5, 6, 8, 10, 24, 24)
     x = [rng.normal(size=n) for n in sizes]
     strata = np.repeat(np.arange(6), sizes)
-    mean, low, high = interval(np.concatenate(x), np.arange(len(strata)), strata)
+    mean, low, high = prompt_bootstrap(np.concatenate(x), np.arange(len(strata)), strata)
     error = np.sqrt(sum(np.var(v, ddof=1) / len(v) for v in x)) / 6
     assert mean == pytest.approx(np.mean([v.mean() for v in x]))
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.06)
@@ -46,7 +46,7 @@ def test_small_strata_have_the_width_of_the_closed_form():
 def test_agrees_with_scipys_bootstrap_where_strata_are_large():
     rng = np.random.default_rng(3)
     a, b = rng.exponential(size=400), rng.normal(2, 1, 600)
-    ours = interval(np.concatenate([a, b]), np.arange(1000), np.repeat([0, 1], [400, 600]))
+    ours = prompt_bootstrap(np.concatenate([a, b]), np.arange(1000), np.repeat([0, 1], [400, 600]))
     theirs = stats.bootstrap(
         (a, b),
         lambda x, y, axis: (x.mean(axis=axis) + y.mean(axis=axis)) / 2,
@@ -66,13 +66,13 @@ def test_intervals_cover_the_truth(sizes: tuple[int, ...]):
         parts = [_clustered(rng, n, 4, mean=i) for i, n in enumerate(sizes)]
         strata = np.repeat(np.arange(len(sizes)), [len(v) for v, _ in parts])
         prompts = np.concatenate([p for _, p in parts])
-        _, low, high = interval(np.concatenate([v for v, _ in parts]), prompts, strata)
+        _, low, high = prompt_bootstrap(np.concatenate([v for v, _ in parts]), prompts, strata)
         covered += low <= (len(sizes) - 1) / 2 <= high
     assert 0.91 <= covered / 300 <= 0.98
 
 
 def test_a_stratum_of_one_prompt_has_no_interval():
-    mean, low, high = interval(np.array([1.0, 0.0, 1.0]), np.arange(3), np.array([0, 0, 1]))
+    mean, low, high = prompt_bootstrap(np.array([1.0, 0.0, 1.0]), np.arange(3), np.array([0, 0, 1]))
     assert mean == 0.75
     assert np.isnan([low, high]).all()
 

@@ -266,7 +266,7 @@ def test_missing_guards_of_a_final_checkpoint_are_named_with_their_command(confi
     (path.parent / "epoch0004.json").unlink()
     _guards(path, "ocr", 0.375, 20)
     scores = results.scores(config)
-    assert set(results.guards(config, scores).query("method == 'star' and task == 'ocr' and seed == 3")["step"]) == {8, 10}
+    assert set(results.guards(config, scores).query("method == 'star' and task == 'ocr' and seed == 3")["epoch"]) == {8, 10}
 
 
 def test_other_prompts_are_refused(config: Config):
@@ -295,7 +295,7 @@ def test_a_missing_final_score_is_named_with_its_command(config: Config):
 def test_a_checkpoint_that_was_not_scored_is_left_out(config: Config):
     (layout.run(config, "geneval", "random", 3).folder / "scores/epoch0004.jsonl").unlink()
     scores = results.scores(config)
-    assert set(scores.loc[scores["method"] == "random", "step"]) == {4, 8, 10}
+    assert set(scores.loc[scores["method"] == "random", "epoch"]) == {4, 8, 10}
 
 
 def test_unfinished_trainings_are_refused(config: Config):

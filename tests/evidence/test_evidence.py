@@ -1,4 +1,4 @@
-"""The evidence on a simulated experiment with known differences: collected, refused where mixed, told in words."""
+"""The evidence on a simulated experiment with known differences: collected, refused where mixed, tabulated, drawn."""
 
 import gzip
 import json
@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 import synthetic
 
-from star import cli
+from star import cli, layout
 from star.config import Config, load, run_settings
 from star.errors import InputError
 from star.evidence import data, questions
-from star.evidence.report import Said
 
 CONFIG = "config/evidence-miniature.yaml"
 METHODS = """{
@@ -59,11 +58,11 @@ def _config(results: Path) -> Config:
 
 
 def _table(page: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(page / f"evidence/tables/{name}.csv")
+    return pd.read_csv(page / f"tables/{name}.csv")
 
 
 def test_known_differences_are_found(page: Path):
-    table = _table(page, "evidence").set_index(["task", "method", "reference"])
+    table = _table(page, "comparisons").set_index(["task", "method", "reference"])
     for task, learned in synthetic.LEARNED.items():
         for method, reference, truth in (("star", "flow_grpo", 0.3), ("star", "random", 0.5), ("random", "flow_grpo", -0.2)):
             row = table.loc[task, method, reference]
@@ -76,7 +75,7 @@ def test_known_differences_are_found(page: Path):
 
 
 def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
-    found = _table(page, "evidence").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
+    found = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
     means = {}  # every seed's has the same number of pictures
     for method in ("star", "random"):
         files = [results / f"evidence-miniature/ocr/{method}/seed{k}/scores/epoch0032.jsonl" for k in (0, 1, 2)]
@@ -84,48 +83,38 @@ def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
         means[method] = np.mean(scores, axis=1)
     differences = means["star"] - means["random"]
     assert found["mean"] == pytest.approx(differences.mean(), abs=1e-6)
-    each = _table(page, "evidence_by_seed").set_index(["task", "method", "reference"]).loc[("ocr", "star", "random")]
+    each = _table(page, "by_seed").set_index(["task", "method", "reference"]).loc[("ocr", "star", "random")]
     assert each["seed"].tolist() == [0, 1, 2] and each["difference"].to_numpy() == pytest.approx(differences, abs=1e-6)
 
 
 def test_the_page_says_what_it_has_and_what_not(page: Path):
-    text = (page / "evidence.md").read_text()
+    text = (page / "tables.md").read_text(encoding="utf-8")
     assert "flow_grpo (3), star (3), random (3), inverse (2)" in text
-    assert "on ocr (in brackets: seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
+    assert "on ocr (seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
     for letter in "ce":
-        assert re.search(rf"## \({letter}\) [^\n]+\nNot measured; see \*What was run\*\.", text)
-    assert "`star` − `oracle`: not measured." in text
-    assert "Allocation by attention (`star`) beats the scalar objective" in text and "`inverse` does harm" in text
+        assert re.search(rf"## \({letter}\) [^\n]+\n\nNot measured\.", text)
+    assert "star − random" in text and "star − oracle" not in text
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert figures and all((page / figure).is_file() for figure in figures)
-    assert "nan" not in text.lower().replace("not", "") and "{{" not in text
+    assert {path.name for path in (page / "figures").iterdir()} == {Path(figure).name for figure in figures}
+    assert all((page / figure).is_file() for figure in figures)
+    assert not re.search(r"\bnan\b|\{", text.replace("`rollout: {", "").replace("`allocation: {", ""))
 
 
-def test_nothing_and_not_told_apart_are_different_words():
-    rows = [
-        {"task": "geneval", "method": "uniform", "reference": reference, "mean": 0.0, "low": -low, "high": low, "p_holm": p}
-        for reference, low, p in (("flow_grpo", 0.0, np.nan), ("star", 0.1, 0.01))
-    ]
-    said = Said(load(CONFIG), pd.DataFrame(rows), pd.DataFrame({"task": ["geneval"], "mean": [0.5]}))
-    assert said.pair("uniform", "flow_grpo") == "`uniform` − `flow_grpo` is exactly zero, in every resample, on geneval."
-    assert said.pair("uniform", "star") == (
-        "`uniform` − `star` is not told apart from zero on geneval (+0.000 [-0.100, +0.100], corrected p = 0.01, "
-        "so told apart by the mixed model alone)."
-    )
+def test_the_page_has_the_numbers_of_the_tables(page: Path):
+    text = (page / "tables.md").read_text(encoding="utf-8")
+    row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
+    assert f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
+    assert f"{row['area']:+.3f} [{row['area_low']:+.3f}, {row['area_high']:+.3f}]" in text
 
 
 def test_failures_are_shares_of_all_pictures(page: Path):
     """The simulation lacks an object in the first of every two pictures."""
-    table = _table(page, "evidence_failures").pivot(index="method", columns="failure", values="mean")
+    table = _table(page, "failures").pivot(index="method", columns="failure", values="mean")
     assert table["absent"].to_numpy() == pytest.approx(0.5) and (table.drop(columns="absent") == 0).all(axis=None)
-    assert (
-        "100 % of the untrained model's failures are objects that the detector does not find"
-        in (page / "evidence.md").read_text()
-    )
 
 
 def test_global_attributes_shrink_the_gain(page: Path):
-    table = _table(page, "evidence_attributes")
+    table = _table(page, "attributes")
     rows = table[table["contrast"] & (table["quantity"] == "gain")].set_index("kind")
     assert (
         rows.loc["dark", "mean"] == pytest.approx(-0.15 * synthetic.LEARNED["pickscore"], abs=0.01)
@@ -161,11 +150,17 @@ def _in_precision(path: Path, precision: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("base", "0123", "other `base`"),
-        ("drawn_by", None, "other `drawn_by`"),  # collected before 2026-11-28: adapters were tested at half strength
+        ("base", "0123", "of different base, which no table may mix"),
+        ("drawn_by", None, "other `drawn_by`"),
+        ("training", "another", r"ocr-star-seed1.json.gz \(another\): of different training code"),
+        ("sampling", "another", "of different sampling code"),
         ("scorer", "another", "scored by different scorers"),
         ("by", "another", "measured by different models"),
-        ("precision", "torch.bfloat16", "in torch.float32 and .*ocr-star-seed1.json.gz in torch.bfloat16: no table may mix"),
+        (
+            "precision",
+            "torch.bfloat16",
+            r"float32\) and .*ocr-star-seed1.json.gz \(torch.bfloat16\): of different precision",
+        ),
         (None, None, "damaged"),
     ],
 )
@@ -180,6 +175,8 @@ def test_runs_that_cannot_be_compared_are_refused(
         content["base"] = value
     elif key == "drawn_by":
         del content["drawn_by"]
+    elif key in ("training", "sampling"):
+        content["code"][key] = value
     elif key == "precision":
         _in_precision(tmp_path / "ocr-star-seed0.json.gz", "torch.float32")
         content["environment"][key] = value
@@ -199,8 +196,19 @@ def test_scores_without_reasons_are_refused(results: Path, page: Path, tmp_path:
     content = json.loads(gzip.decompress(path.read_bytes()))
     del content["scores"]["failure"]
     path.write_bytes(gzip.compress(json.dumps(content).encode()))
-    with pytest.raises(InputError, match="of an older version"):
+    with pytest.raises(InputError, match="one says what is wrong with its images"):
         data.read(_config(results), tmp_path)
+
+
+def test_a_run_of_several_versions_of_the_code_is_not_collected(results: Path, page: Path, tmp_path: Path):
+    file = layout.run(_config(results), "ocr", "star", 1).samples(32) / "code.txt"
+    before = file.read_text(encoding="utf-8")
+    file.write_text(f"{before}another\n", encoding="utf-8")
+    try:
+        with pytest.raises(InputError, match=r"code.txt \(another\): made by several versions of the code"):
+            data.collect(_config(results), tmp_path)
+    finally:
+        file.write_text(before, encoding="utf-8")
 
 
 def test_one_seed_is_no_evidence(results: Path, page: Path, tmp_path: Path):

@@ -49,11 +49,10 @@ elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
     assert Path("results/toy/geneval/star/seed1/guards/epoch0004.json").exists()
-    for table in ("", "_learning", "_cost", "_guards", "_diagnostics", "_runs"):
-        put(f"{given['--out']}/evidence/tables/evidence{table}.csv")
+    put(f"{given['--out']}/tables/comparisons.csv")
     for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
-        put(f"{given['--out']}/evidence/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
-    put(f"{given['--out']}/evidence.md")
+        put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+    put(f"{given['--out']}/tables.md")
 elif stage == "tables":
     for name in ("main", "categories", "cost", "ablation", "guards"):
         for form in ("csv", "md", "tex"):
@@ -150,7 +149,7 @@ def test_a_second_seed_makes_evidence(toy: Toy):
     assert jobs == {"train": 4, "sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
     done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
     assert done.returncode == 0, done.stdout
-    assert (toy.folder / "results/toy/evidence.md").exists()
+    assert (toy.folder / "results/toy/evidence/tables.md").exists()
     assert any(call.startswith("evidence --config") and "--collect --data" in call for call in toy.calls())
 
 

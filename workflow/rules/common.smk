@@ -169,16 +169,17 @@ def all_logged():
 
 def all_attributes():
     """Scores and map statistics on prompts of global attributes, where the evidence can ask about them."""
-    if not questions.asks_about_attributes(CONFIG):
+    task = questions.attribute_task(CONFIG)
+    if task is None:
         return []
-    runs = [layout.run(CONFIG, "pickscore", method, seed) for method in questions.ATTRIBUTE_METHODS for seed in CONFIG.seeds]
-    maps = [layout.run(CONFIG, "pickscore", "star", seed).attributes / "map_statistics.csv" for seed in CONFIG.seeds]
+    runs = [layout.run(CONFIG, task, method, seed) for method in questions.ATTRIBUTE_METHODS for seed in CONFIG.seeds]
+    maps = [layout.run(CONFIG, task, "star", seed).attributes / "map_statistics.csv" for seed in CONFIG.seeds]
     return [run.attributes / "scores.jsonl" for run in runs] + maps
 
 
 def evidence_figures():
     """(file name, title) of the figures that `star evidence` draws."""
-    return [("main", "main result"), *((q.name, f"({q.letter}) {q.title}") for q in questions.answered(CONFIG))]
+    return [("main", "main comparisons"), *((question.name, question.heading) for question in questions.answered(CONFIG))]
 
 
 def all_evidence():

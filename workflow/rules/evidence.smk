@@ -73,11 +73,11 @@ rule evidence:
         all_guards(),
         all_attributes(),
     output:
-        page=f"{EXPERIMENT}/evidence.md",
-        tables=directory(f"{EXPERIMENT}/evidence/tables"),
+        page=EXPERIMENT / "evidence/tables.md",
+        tables=directory(EXPERIMENT / "evidence/tables"),
         figures=[
             report(
-                f"{EXPERIMENT}/evidence/{name}.svg",
+                EXPERIMENT / f"evidence/figures/{name}.svg",
                 caption="../report/evidence.rst",
                 category="Evidence",
                 labels={"question": question},
@@ -90,7 +90,7 @@ rule evidence:
         f"{BENCHMARKS}/evidence.tsv"
     params:
         config=RESOLVED,
-        out=EXPERIMENT,
+        out=EXPERIMENT / "evidence",
     threads: 1
     resources:
         mem_mb=3000,
@@ -100,4 +100,4 @@ rule evidence:
     message:
         "Comparing the methods of {EXPERIMENT} over seeds"
     shell:
-        "{STAR} evidence --config {params.config} --collect --data {params.out}/evidence/data --out {params.out} > {log} 2>&1"
+        "{STAR} evidence --config {params.config} --collect --data {params.out}/data --out {params.out} > {log} 2>&1"
