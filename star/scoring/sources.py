@@ -4,6 +4,7 @@ from functools import partial
 
 from star.config import Scorers
 from star.hub.check import Package, Source
+from star.worlds.door import own_detector
 
 
 def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
