@@ -20,7 +20,7 @@ from star.doctor import machine, packages
 from star.doctor.examine import examine
 from star.doctor.weights import lacks
 from star.errors import InputError
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.scoring.scorer import needed
 from star.worlds.coco import published
 

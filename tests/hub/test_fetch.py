@@ -79,7 +79,7 @@ import sys
 from pathlib import Path
 from star import cli
 from star.config import load
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.scoring import golden
 from star.scoring.pickscore import PickScorer
 

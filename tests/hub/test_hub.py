@@ -15,7 +15,7 @@ from star import cli
 from star.config import Policy, Scorers
 from star.errors import InputError
 from star.hub import check as hub
-from star.models.sd3 import load_pipeline
+from star.models.load import load_pipeline
 from star.scoring.scorer import make_scorer
 
 PICKSCORE = Path("resources/miniature/pickscore")
