@@ -43,7 +43,9 @@ def _map(seed: int = 5) -> torch.Tensor:
     return drawn / drawn.mean((1, 2), keepdim=True)
 
 
-def _slow_nft(point: Noised, v: Velocities, advantage: list[float], M_map: torch.Tensor | None, by_location: bool) -> list[float]:
+def _slow_nft(
+    point: Noised, v: Velocities, advantage: list[float], M_map: torch.Tensor | None, by_location: bool
+) -> list[float]:
     """Element by element, from the equations of the paper and docs/method.md."""
     losses = []
     for m in range(M):
@@ -75,10 +77,14 @@ def test_nft_is_its_equation(point: Noised, velocities: Velocities, form: str, m
     terms = objective.terms(point, velocities=velocities, advantage_M=ADVANTAGE, map_MHW=map_MHW)
     weight, loss_M = terms.parts["policy_loss"]
     assert weight == 1.0
-    assert loss_M.tolist() == pytest.approx(_slow_nft(point, velocities, ADVANTAGE.tolist(), map_MHW, form == "per_location"), 1e-5)
+    assert loss_M.tolist() == pytest.approx(
+        _slow_nft(point, velocities, ADVANTAGE.tolist(), map_MHW, form == "per_location"), 1e-5
+    )
     weight, kl_M = terms.parts["kl"]
     assert weight == NFT["kl_weight"]
-    assert kl_M.tolist() == pytest.approx([(velocities.new[m] - velocities.reference[m]).square().mean().item() for m in range(M)])
+    assert kl_M.tolist() == pytest.approx(
+        [(velocities.new[m] - velocities.reference[m]).square().mean().item() for m in range(M)]
+    )
 
 
 @pytest.mark.parametrize("form", ["weighted", "per_location"])
@@ -89,9 +95,7 @@ def test_the_first_order_gradient_of_nft_is_the_closed_form(point: Noised, veloc
     for strength in (0.1, 1.0):
         objective = Nft(SimpleNamespace(**NFT | {"form": form, "branch_strength": strength, "kl_weight": 0.0}))
         new = velocities.old.clone().requires_grad_()
-        terms = objective.terms(
-            point, velocities=Velocities(new, old=velocities.old), advantage_M=advantage_M, map_MHW=map_MHW
-        )
+        terms = objective.terms(point, velocities=Velocities(new, old=velocities.old), advantage_M=advantage_M, map_MHW=map_MHW)
         (gradient,) = torch.autograd.grad(terms.parts["policy_loss"][1].double().sum(), new)
         t = point.sigma.float().double()[:, None, None, None]
         error = (1 - t) * point.x0 + t * point.noise - t * velocities.old - point.x0
@@ -129,7 +133,9 @@ def test_gradients_are_those_of_finite_differences(point: Noised, velocities: Ve
 
     new, old = velocities.new, velocities.old
     if name.startswith("nft"):
-        objective = Nft(SimpleNamespace(**NFT | {"form": "per_location" if "location" in name else "weighted", "kl_weight": 0.0}))
+        objective = Nft(
+            SimpleNamespace(**NFT | {"form": "per_location" if "location" in name else "weighted", "kl_weight": 0.0})
+        )
         b = NFT["branch_strength"]
         w_plus, w_minus = size(error(b * new + (1 - b) * old)), size(error((1 + b) * old - b * new))
 
