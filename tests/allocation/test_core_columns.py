@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import policies
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +11,17 @@ from hypothesis import strategies as st
 from records import asked
 
 from star import cli
-from star.allocation.columns import chosen_spans, core_columns, cut_prompts, span_columns
+from star.allocation.columns import chosen_spans, core_columns, token_columns
+from star.models.door import FlowModel
 from star.pretraining import base
 from star.prompts.record import Span
 
 CLIP, T5 = base.clip_tokenizer(), base.t5_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(random_base: Path) -> FlowModel:
+    return policies.model(random_base)
 
 
 def _span(prompt: str, text: str, nth: int = 0, kind: str = "object") -> Span:
@@ -37,15 +44,15 @@ def _span(prompt: str, text: str, nth: int = 0, kind: str = "object") -> Span:
 def test_the_tokens_of_a_span(prompt: str, text: str, nth: int, clip: list[str] | None, t5: list[str]) -> None:
     span = _span(prompt, text, nth)
     for tokenizer, expected in ((CLIP, clip), (T5, t5)):
-        columns = span_columns(tokenizer, prompt, span.start, span.end, 16)
+        columns = token_columns(tokenizer, prompt, span, 16)
         ids = tokenizer(prompt, truncation=True, max_length=16).input_ids
         tokens = [t for t in tokenizer.convert_ids_to_tokens([ids[c] for c in columns]) if t != "▁"]
         if expected is None:
             assert "".join(tokens).removesuffix("</w>") == text
         else:
             assert tokens == expected
-    repeated = span_columns(CLIP, "a ring and a ring", *(_span("a ring and a ring", "ring", n).start for n in (1, 1)), 16)
-    assert repeated == []  # an empty span has no token
+    start = _span("a ring and a ring", "ring", 1).start
+    assert token_columns(CLIP, "a ring and a ring", Span("", start, start, "object"), 16) == []  # an empty span has no token
 
 
 @settings(deadline=None, max_examples=100)
@@ -55,7 +62,7 @@ def test_never_special_never_padding_always_inside(words: list[str], data: st.Da
     i = data.draw(st.integers(0, len(words) - 1))
     start = sum(len(w) + 1 for w in words[:i])
     for tokenizer in (CLIP, T5):
-        columns = span_columns(tokenizer, prompt, start, start + len(words[i]), 16)
+        columns = token_columns(tokenizer, prompt, Span(words[i], start, start + len(words[i]), "object"), 16)
         padded = tokenizer(prompt, truncation=True, max_length=16, padding="max_length").input_ids
         tokens = tokenizer.convert_ids_to_tokens(padded)
         assert all(tokens[c] not in tokenizer.all_special_tokens for c in columns)
@@ -64,11 +71,10 @@ def test_never_special_never_padding_always_inside(words: list[str], data: st.Da
             assert text.lower() in words[i].lower()
 
 
-def test_columns_weigh_spans_equally_and_t5_follows_clip() -> None:
+def test_columns_weigh_spans_equally_and_t5_follows_clip(model: FlowModel) -> None:
     prompt = 'a sign that says "KAT"'
-    core = core_columns(
-        [(CLIP, 16), (T5, 16)], [prompt, "", "a photo"], [[_span(prompt, "sign"), _span(prompt, "KAT")], [], []]
-    )
+    marked = asked(prompt, core=(_span(prompt, "sign"), _span(prompt, "KAT")))
+    core = core_columns(model, [marked, asked(""), asked("a photo")])
     columns, weights = core.index_BK[0], core.weight_BK[0]
     sign, letters = (weights[[int(c) % 16 == 2 or int(c) == 17 for c in columns]], weights.sum())
     assert letters == pytest.approx(1.0)
@@ -77,18 +83,20 @@ def test_columns_weigh_spans_equally_and_t5_follows_clip() -> None:
     assert torch.equal(core.weight_BK[1:], torch.zeros_like(core.weight_BK[1:]))
 
 
-def test_truncated_spans_are_dropped_counted_and_said_once() -> None:
-    long, short = " ".join(["circle"] * 20) + " ring", "a ring"
-    spans = [_span(text, "ring") for text in (long, short)]
-    core = core_columns([(CLIP, 16)], [long, short], [[span] for span in spans])
-    assert core.weight_BK.sum(1).tolist() == [0, 1]
-    prompts = [asked(text, core=(span,)) for text, span in zip((long, short), spans, strict=True)]
-    said = cut_prompts([(CLIP, 16), (T5, 16)], prompts)
-    assert said.startswith("1 of 2 prompts are cut (1 by CLIPTokenizer at 16 tokens, 1 by T5Tokenizer at 16 tokens)")
-    assert f"sees 1 core spans, as 'ring' of '{long}'" in said and "\n" not in said
-    assert cut_prompts([(CLIP, 16), (T5, 32)], prompts).endswith("no core span is lost")
-    assert cut_prompts([(CLIP, 32), (T5, 32)], prompts) is None
-    assert cut_prompts([(CLIP, 16)], []) is None
+def test_truncated_span_is_dropped_with_a_warning(model: FlowModel) -> None:
+    prompt = " ".join(["circle"] * 20) + " ring"
+    with pytest.warns(UserWarning, match="'ring' is cut away"):
+        core = core_columns(model, [asked(prompt, core=(_span(prompt, "ring"),))])
+    assert core.weight_BK.sum() == 0
+
+
+def test_without_t5_the_columns_are_clips_alone(model: FlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "a red ring"
+    both = model.span_columns(prompt, [_span(prompt, "ring"), _span(prompt, "red", kind="attribute")])
+    monkeypatch.setattr(model.pipe, "text_encoder_3", None)
+    alone = model.span_columns(prompt, [_span(prompt, "ring"), _span(prompt, "red", kind="attribute")])
+    assert alone == [[3], [2]] and [[c for c in columns if c < 16] for columns in both] == alone
+    assert all(max(columns) >= 16 for columns in both)
 
 
 def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
@@ -122,7 +130,9 @@ def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[s
     prompt = " ".join(words)
     starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
     for tokenizer in (CLIP, T5):
-        columns = [span_columns(tokenizer, prompt, s, s + len(w), 16) for s, w in zip(starts, words, strict=True)]
+        columns = [
+            token_columns(tokenizer, prompt, Span(w, s, s + len(w), "object"), 16) for s, w in zip(starts, words, strict=True)
+        ]
         flat = [c for found in columns for c in found]
         assert len(flat) == len(set(flat)) and flat == sorted(flat)
         tokens = tokenizer(prompt, truncation=True, max_length=16)
@@ -130,12 +140,13 @@ def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[s
         assert set(flat) <= {c for c, s in enumerate(special) if not s}
 
 
-def test_tokens_are_chosen_by_kind() -> None:
-    prompt = "a red ring"
-    core = [_span(prompt, "red", kind="attribute"), _span(prompt, "ring")]
-    assert chosen_spans(prompt, core, "core") == core
-    assert chosen_spans(prompt, core, ["object", "text"]) == core[1:]
-    everything = core_columns([(CLIP, 16), (T5, 16)], [prompt], [chosen_spans(prompt, core, "all")])
+def test_tokens_are_chosen_by_kind(model: FlowModel) -> None:
+    core = (_span("a red ring", "red", kind="attribute"), _span("a red ring", "ring"))
+    prompt = asked("a red ring", core=core)
+    assert chosen_spans(prompt, "core") == core
+    assert chosen_spans(prompt, ["object", "text"]) == core[1:]
+    assert chosen_spans(asked(""), "all") == ()
+    everything = core_columns(model, [prompt], "all")
     used = everything.index_BK[0][everything.weight_BK[0] > 0].tolist()
     assert used[:3] == [1, 2, 3] and min(used[3:]) == 16  # the words, not the start and end tokens
     assert len(set(everything.weight_BK[0].tolist())) == 1

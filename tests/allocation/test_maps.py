@@ -11,8 +11,10 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import gaussian_filter
 
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation, moved, over_steps, token_map
+from star.allocation.sources import Observation
+from star.allocation.spread import spread, token_shares
 from star.config import Allocation
-from star.objectives.flow_grpo import allocate, clipped_loss, clipped_loss_by_location
+from star.objectives.trajectory import clipped_loss, clipped_loss_by_location
 
 SETTINGS = {"smoothing": 1.0, "sharpness": 2.0, "floor": 0.2}
 RAWS = arrays("float32", (2, 3, 8, 8), elements=st.floats(0, 1, width=32))
@@ -125,11 +127,13 @@ def test_sources_of_maps() -> None:
     raw = torch.rand(3, 5, 2, 8, 8, generator=_seeded())
     region = torch.zeros(3, 8, 8)
     region[:, 2:5, 3:6] = 1
+    seen = Observation(3, 5, (8, 8), patch=2, raw_BTOhw=raw, region_Bhw=region)
     plain = {"smoothing": 0.0, "floor": 0.0, "blocks": [0, 1]}
 
     def of(**changes: object) -> torch.Tensor:
         noise = torch.randn(3, 2, 8, 8, generator=_seeded())
-        return allocation_map(Allocation(**{"source": "attention", **plain, **changes}), raw, region, range(1, 3), noise)
+        allocation = Allocation(**{"source": "attention", **plain, **changes})
+        return allocation_map(allocation, seen, range(1, 3), noise)
 
     mean = raw.mean(2)[:, 1:3]
     torch.testing.assert_close(of()[..., ::2, ::2], mean / mean.mean((-1, -2), keepdim=True))
@@ -159,6 +163,12 @@ def test_diagnostics_in_closed_form() -> None:
     assert gains[0].tolist() == pytest.approx([2.0, 1.0]) and gains[1].isnan().all()
 
 
+def test_a_token_s_share_is_the_mean_of_the_mask_over_its_pixels() -> None:
+    masks = [np.random.default_rng(i).random((8, 12)) < 0.4 for i in range(2)]
+    expected = np.stack([mask.reshape(4, 2, 3, 4).mean((1, 3)) for mask in masks])
+    np.testing.assert_allclose(token_shares(masks, (4, 3)).numpy(), expected, rtol=1e-6)
+
+
 def test_map_of_ones_is_the_scalar_path_bit_for_bit() -> None:
     torch.manual_seed(0)
     base = torch.randn(6, 16, 16)
@@ -166,7 +176,7 @@ def test_map_of_ones_is_the_scalar_path_bit_for_bit() -> None:
     for m in (None, torch.ones(6, 16, 16)):
         x = base.clone().requires_grad_()
         loss, ratio = clipped_loss(
-            torch.randn(6, generator=torch.Generator().manual_seed(1)), allocate(x, m), allocate(base, m), 1e-4
+            torch.randn(6, generator=torch.Generator().manual_seed(1)), spread(x, m), spread(base, m), 1e-4
         )
         loss.mean().backward()
         assert torch.equal(ratio, torch.ones(6))
@@ -179,7 +189,7 @@ def test_zero_weight_means_zero_gradient_and_ratio_times_map_has_no_spatial_effe
     new = torch.randn(2, 4, 4, requires_grad=True)
     m = torch.zeros(2, 4, 4)
     m[:, :2] = 2.0
-    loss, _ = clipped_loss(torch.tensor([1.0, -2.0]), allocate(new, m), allocate(new.detach(), m), 0.2)
+    loss, _ = clipped_loss(torch.tensor([1.0, -2.0]), spread(new, m), spread(new.detach(), m), 0.2)
     loss.mean().backward()
     assert (new.grad[:, 2:] == 0).all() and (new.grad[:, :2] != 0).all()
 
@@ -201,7 +211,7 @@ def test_both_objectives_have_the_same_gradient_at_ratio_one() -> None:
         if by_location:
             loss, ratio = clipped_loss_by_location(advantage, new, old, m, 0.2)
         else:
-            loss, ratio = clipped_loss(advantage, allocate(new, m), allocate(old, m), 0.2)
+            loss, ratio = clipped_loss(advantage, spread(new, m), spread(old, m), 0.2)
         assert (ratio == 1).all()
         loss.sum().backward()
         gradients.append(new.grad)

@@ -56,15 +56,13 @@ def hub(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 class Machine:
     """A machine with an empty hub cache and a configuration that takes base and PickScore from the hub, unpinned."""
 
-    def __init__(self, folder: Path, url: str, **sections: dict) -> None:
+    def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.lock = folder, folder / "config/weights.lock.json"
         self.environment = os.environ | {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
         config = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
         config["policy"] |= {"model": "acme/base"}
         config["scorers"] |= {"pickscore_model": "acme/score", "pickscore_processor": "acme/score"}
         config["scorers"] |= {"pickscore_revision": None, "pickscore_processor_revision": None}
-        for section, settings in sections.items():
-            config[section] |= settings
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
         (folder / "resources").symlink_to(ROOT / "resources")
