@@ -18,7 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from star.config import Policy, Rollout, Training
-from star.models.sd3 import pick_precision
+from star.runtime import pick_precision
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from scipy.stats import bootstrap
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from star.models.sd3 import Encoded, Generator
+from star.models.door import FlowModel, Text
+from star.models.policy import Policy
 
 _PEAK_RESET = Path("/proc/self/clear_refs")  # Linux alone can start the peak of a process afresh
 
@@ -115,14 +116,14 @@ def count(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def checkpointing(policy: Generator, on: bool) -> Iterator[None]:
+def checkpointing(model: FlowModel, on: bool) -> Iterator[None]:
     """Gradient checkpointing on or off inside."""
+    transformer = model.transformer
 
     def switch(on: bool) -> None:
-        policy.compute = policy.compute.model_copy(update={"gradient_checkpointing": on})
-        (policy.transformer.enable_gradient_checkpointing if on else policy.transformer.disable_gradient_checkpointing)()
+        (transformer.enable_gradient_checkpointing if on else transformer.disable_gradient_checkpointing)()
 
-    before = policy.compute.gradient_checkpointing
+    before = transformer.is_gradient_checkpointing
     switch(on)
     try:
         yield
@@ -140,13 +141,13 @@ class ImageFlops:
     decode: int
 
 
-def image_flops(policy: Generator, prompt: Encoded, empty: Encoded | None) -> ImageFlops:
-    """Count the passes of `policy`, which has its adapter, for one image; nothing is computed twice (no checkpointing)."""
-    x = torch.randn(1, *policy.latent_shape(), device=policy.device)
-    trained = [p for p in policy.transformer.parameters() if p.requires_grad]
+def image_flops(policy: Policy, text: Text) -> ImageFlops:
+    """Count the passes for one image; nothing is computed twice (no checkpointing)."""
+    model = policy.model
+    x = torch.randn(1, *model.geometry.latents, device=model.device)
 
     def velocity() -> torch.Tensor:
-        return policy.velocity(x, 0.5, prompt, empty)
+        return policy.velocity(x, 0.5, text)
 
     def forward() -> None:
         with torch.no_grad():
@@ -156,10 +157,10 @@ def image_flops(policy: Generator, prompt: Encoded, empty: Encoded | None) -> Im
         with policy.reference():
             forward()
 
-    with checkpointing(policy, on=False):
+    with checkpointing(model, on=False):
         once = count(forward)
-        both = count(lambda: torch.autograd.grad(velocity().sum(), trained))
-    return ImageFlops(once, both - once, count(reference), count(lambda: policy.decode(x)))
+        both = count(lambda: torch.autograd.grad(velocity().sum(), policy.parameters))
+    return ImageFlops(once, both - once, count(reference), count(lambda: model.decode(x)))
 
 
 def paired_ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:

@@ -24,11 +24,12 @@ import torch
 from sd35_medium import clip_text, clip_vision, save_clip, save_pickscore
 from tqdm import tqdm
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
+from work import regions
 
 from star import config as configuration
 from star.cli import quiet_libraries
 from star.config import Config, Scorers
-from star.models.sd3 import Generator
+from star.objectives.door import make_objective
 from star.prompts import make
 from star.prompts.record import Prompt
 from star.runtime import processor
@@ -38,9 +39,10 @@ from star.scoring.mask2former import Mask2Former
 from star.scoring.pickscore import PickScorer
 from star.scoring.pool import RewardPool
 from star.scoring.scorer import make_scorer
+from star.training.epoch import Session, run_epoch
 from star.training.learner import Learner
 from star.training.processes import Processes
-from star.training.train import train_epoch
+from star.training.train import make_policy
 from star.worlds.coco.geneval import CLASSES
 from star.worlds.miniature.scenes import compose, render
 
@@ -143,8 +145,8 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
     settings = configuration.run_settings(config, task, "star")
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": 1e-9})})
     records = make.records(config, task, "train")
-    policy = Generator(settings.policy, settings.allocation, settings.compute)
-    learner, empty, processes = Learner(policy, settings.training, 0), policy.empty_prompt(), Processes()
+    learner, objective, processes = Learner(make_policy(settings, 0), settings.training), make_objective(settings), Processes()
+    known = regions if settings.prompts.world == "miniature" else None
     seconds: dict[str, list] = {way: [] for way in WAYS}
     with (
         RewardPool(settings.reward, settings.scorers, 0) as thread,
@@ -155,7 +157,8 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
         for epoch in tqdm(range(epochs + 1), desc=task, unit="epoch"):
             for way, pool in zip(WAYS, (Waiting(thread), thread, process), strict=True):
                 began = time.perf_counter()
-                row = train_epoch(settings, learner, records, empty, pool, processes, seed=0, epoch=epoch, first=False)
+                session = Session(settings, 0, records, learner, objective, pool, processes, known)
+                row = run_epoch(session, epoch, first=False)
                 waited = row["seconds_reward"] + (pool.seconds if isinstance(pool, Waiting) else 0)
                 if epoch:  # the first warms up
                     seconds[way].append((time.perf_counter() - began, waited))

@@ -21,32 +21,34 @@ FIRST = 2  # epoch of the first turn; 1 warms up
 
 def matrix_rate(work: Work) -> float:
     """FLOP/s of products as large as the model's own: the tokens of a batch, its width, its precision."""
-    policy, config = work.policy, work.policy.transformer.config
-    images = work.settings["star"].rollout.batch * (2 if work.empty else 1)
-    tokens = images * (policy.latent_shape()[1] // config.patch_size) ** 2
-    return measure.matrix_rate(policy.device, policy.dtype, tokens, config.num_attention_heads * config.attention_head_dim)
+    model, config = work.policy.model, work.policy.model.transformer.config
+    images, (height, width) = work.settings["star"].rollout.batch * model.passes, model.geometry.tokens
+    tokens = images * height * width
+    return measure.matrix_rate(model.device, model.dtype, tokens, config.num_attention_heads * config.attention_head_dim)
 
 
 def report_memory(report: Report, work: Work) -> None:
     """The plan's estimate beside one forward and backward pass of a micro-batch, with gradient checkpointing and without."""
-    policy, batch = work.policy, work.settings["star"].rollout.batch
-    x, prompt = torch.randn(batch, *policy.latent_shape(), device=policy.device), policy.encode(work.records[:batch])
-    as_set = policy.compute.gradient_checkpointing
+    policy, settings = work.policy, work.settings["star"]
+    model, batch = policy.model, settings.rollout.batch
+    text = model.encode([record.text for record in work.records[:batch]])
+    x = torch.randn(batch, *model.geometry.latents, device=model.device)
     for on in (True, False):
-        name, meter = f"activations, checkpointing {'on' if on else 'off'}", Meter(policy.device)
-        with measure.checkpointing(policy, on), torch.compiler.set_stance("force_eager"):
-            estimate = memory_bytes(policy, batch, 1)
+        name, meter = f"activations, checkpointing {'on' if on else 'off'}", Meter(model.device)
+        compute = settings.compute.model_copy(update={"gradient_checkpointing": on})
+        with measure.checkpointing(model, on), torch.compiler.set_stance("force_eager"):
+            estimate = memory_bytes(policy, settings.model_copy(update={"compute": compute}), 1)
             report.add(f"{name}, estimated", estimate["activations"] / GIB, "GiB", note=f"micro-batch of {batch}")
-            if on == as_set:
+            if compute == settings.compute:
                 report.add(
                     "peak of training, estimated", estimate["peak"] / GIB, "GiB", note="decoder and workspaces not in it"
                 )
-            if estimate["activations"] > 0.9 * measure.free_memory(policy.device):
+            if estimate["activations"] > 0.9 * measure.free_memory(model.device):
                 report.say(f"{name}: not measured, it would not fit")
                 continue
             for part in ("first", "second"):  # the first makes workspaces and room for gradients
                 with meter.part(part):
-                    policy.velocity(x, 0.5, prompt, work.empty).square().mean().backward()
+                    policy.velocity(x, 0.5, text).square().mean().backward()
             work.learner.optimizer.zero_grad(set_to_none=True)
             report.add(f"{name}, measured", meter.added["second"] / GIB, "GiB", note="peak of one forward and backward pass")
 
@@ -118,9 +120,12 @@ def run(report: Report, work: Work, repeats: int, minutes: float, paper: int | N
     """Measure everything and report it, what is quick first."""
     began, batch = time.perf_counter(), work.settings["star"].rollout.batch
     report.add(
-        "matrix rate, at the start", matrix_rate(work) / 1e12, "TFLOP/s", note=str(work.policy.dtype).removeprefix("torch.")
+        "matrix rate, at the start",
+        matrix_rate(work) / 1e12,
+        "TFLOP/s",
+        note=str(work.policy.model.dtype).removeprefix("torch."),
     )
-    flops = measure.image_flops(work.policy, work.policy.encode(work.records[:1]), work.empty)
+    flops = measure.image_flops(work.policy, work.policy.model.encode([work.records[0].text]))
     for name, value in vars(flops).items():
         report.add(f"{name} of an image", value / 1e9, "GFLOP")
     report_memory(report, work)

@@ -62,12 +62,15 @@ def _measure(args: argparse.Namespace) -> None:
     from report import Report
     from work import Work
 
-    from star.models.sd3 import Generator, pick_device, pick_precision
+    from star.models.door import load_model
+    from star.models.policy import Policy
+    from star.models.sd3 import SD3
+    from star.runtime import pick_device, pick_precision
     from star.scoring.pool import RewardPool
     from star.training.train import check
 
     check(star, records)
-    device, pipe, scorers = pick_device(star.policy.device), None, star.scorers
+    device, scorers = pick_device(star.policy.device), star.scorers
     report = Report(args.out, device)
     with tempfile.TemporaryDirectory() as folder:
         if args.size == "sd35-medium":
@@ -75,7 +78,11 @@ def _measure(args: argparse.Namespace) -> None:
             pipe = sd35_medium.pipeline(pick_precision(star.policy), device, layers)
             sd35_medium.save_pickscore(Path(folder), device, layers)
             scorers = scorers.model_copy(update={"pickscore_model": folder, "pickscore_processor": folder})
-        policy = Generator(star.policy, star.allocation, star.compute, pipe)
+            model = SD3(pipe, star.policy, star.compute)
+        else:
+            model = load_model(star.policy, star.compute)
+        model.watch(star.allocation.blocks, star.allocation.heads)
+        policy = Policy(model, star.policy.lora, seed=0)
         with RewardPool(star.reward, scorers, scorers.workers) as pool:
             suite.run(report, Work(settings, policy, pool, records), args.repeats, args.minutes, paper)
 

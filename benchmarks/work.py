@@ -5,21 +5,25 @@ Where a window of steps is trained there are two plain ones: with that window, a
 whose rate is next to nothing, so that they keep doing the same work. Advantages are drawn, so no rollout is dropped.
 """
 
+from dataclasses import replace
+
 import flow_grpo
 import numpy as np
 import torch
 from measure import Meter
 
 from star.config import RunSettings
-from star.models.sd3 import Generator
+from star.models.policy import Policy
+from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
+from star.training.epoch import Session, draw_prompts, prepare_epoch, trained_steps
 from star.training.learner import Learner
+from star.training.maps import make_maps
+from star.training.metrics import map_diagnostics
 from star.training.processes import Processes
-from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
-from star.training.train import make_maps, map_diagnostics
+from star.training.rollout import Rollouts, sample_rollouts
 from star.training.update import update_policy
-from star.worlds.door import world
 
 METHODS = ("flow_grpo", "star")
 
@@ -27,18 +31,21 @@ METHODS = ("flow_grpo", "star")
 class Work:
     """One policy and its rewards, and an epoch of each method on them: seconds and peak bytes of its parts."""
 
-    def __init__(self, settings: dict[str, RunSettings], policy: Generator, pool: RewardPool, records: list[Prompt]) -> None:
+    def __init__(self, settings: dict[str, RunSettings], policy: Policy, pool: RewardPool, records: list[Prompt]) -> None:
         self.settings, self.policy, self.pool, self.records = settings, policy, pool, records
-        self.learner = Learner(policy, settings["star"].training, seed=0)
-        self.encoders = [e for e in (policy.pipe.text_encoder, policy.pipe.text_encoder_2, policy.pipe.text_encoder_3) if e]
-        self.processes, self.empty = Processes(), policy.empty_prompt()
+        self.learner, processes = Learner(policy, settings["star"].training), Processes()
+        known = regions if settings["star"].prompts.world == "miniature" else None
+        self.sessions = {
+            method: Session(one, 0, records, self.learner, make_objective(one), pool, processes, known)
+            for method, one in settings.items()
+        }
         self.rollouts: Rollouts | None = None
         self.visit(policy.device)
         one, rollouts = settings["flow_grpo"], {"plain": settings["flow_grpo"].rollout}
         if one.rollout.window is not None:
             rollouts["plain_all_steps"] = one.rollout.model_copy(update={"window": None, "window_range": None})
         self.plain = {
-            name: flow_grpo.FlowGrpo(policy.pipe, one.policy, rollout, one.training, policy.device)
+            name: flow_grpo.FlowGrpo(policy.model.pipe, one.policy, rollout, one.training, policy.device)
             for name, rollout in rollouts.items()
         }
         self.methods = (*METHODS, *rollouts)
@@ -46,7 +53,7 @@ class Work:
 
     def visit(self, device: torch.device) -> None:
         """Move the text encoders, and what they leave free to others."""
-        for encoder in self.encoders:
+        for encoder in self.policy.model.text_encoders():
             encoder.to(device)
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -57,60 +64,25 @@ class Work:
         ids = draw_prompts(settings.rollout.groups, len(self.records), 0, epoch)
         advantage_B = np.random.default_rng(epoch).normal(size=settings.rollout.groups * settings.rollout.group_size)
         if method in self.plain:
-            with flow_grpo.stock_attention(self.policy.transformer), torch.compiler.set_stance("force_eager"):
+            with flow_grpo.stock_attention(self.policy.model.transformer), torch.compiler.set_stance("force_eager"):
                 return self._plain(self.plain[method], ids, advantage_B, epoch)
-        steps = trained_steps(settings.rollout, 0, epoch)
         training = settings.training.model_copy(update={"updates_per_epoch": updates or settings.training.updates_per_epoch})
-        return self._ours(settings.model_copy(update={"training": training}), ids, advantage_B, steps, epoch)
+        session = replace(self.sessions[method], settings=settings.model_copy(update={"training": training}))
+        return self._ours(session, advantage_B, epoch)
 
-    def _ours(
-        self, settings: RunSettings, ids: list[int], advantage_B: np.ndarray, steps: range, epoch: int
-    ) -> tuple[Meter, dict[str, float]]:
-        policy, rollout, meter = self.policy, settings.rollout, Meter(self.policy.device)
-        chosen, recorded = [self.records[i] for i in ids], settings.allocation.source != "none"
-        schedule = epoch_schedule(policy, rollout, steps)
+    def _ours(self, session: Session, advantage_B: np.ndarray, number: int) -> tuple[Meter, dict[str, float]]:
+        meter, allocation = Meter(self.policy.device), session.settings.allocation
         with meter.part("encode"):
-            encoded = policy.encode(chosen)
+            epoch = prepare_epoch(session, number)
         with meter.part("rollout"):
-            rollouts = sample_epoch(
-                policy,
-                rollout,
-                schedule,
-                chosen,
-                ids,
-                encoded,
-                self.empty,
-                self.pool,
-                self.processes,
-                seed=0,
-                epoch=epoch,
-                record_maps=recorded,
-                regions_of=world(settings.prompts.world).regions,
-            )
+            rollouts = sample_rollouts(session, epoch)
         meter.seconds["rollout"] -= rollouts.seconds_reward
         meter.seconds["reward"] = rollouts.seconds_reward  # what is left to wait for
         with meter.part("maps"):
-            map_RTHW = make_maps(settings.allocation, rollouts, steps, 0, epoch)
-            map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, self.processes)
+            map_RTHW = make_maps(allocation, rollouts, epoch)
+            map_diagnostics(map_RTHW, rollouts, allocation.blocks, session.processes)
         with meter.part("update"):
-            row = update_policy(
-                self.learner,
-                settings.training,
-                settings.allocation.objective,
-                schedule,
-                steps,
-                rollouts,
-                map_RTHW,
-                advantage_B,
-                chosen,
-                encoded,
-                self.empty,
-                self.processes,
-                batch=rollout.batch,
-                seed=0,
-                epoch=epoch,
-                expect_ratio_one=False,
-            )
+            row = update_policy(session, epoch, rollouts, advantage_B=advantage_B, map_RTHW=map_RTHW, expect_ratio_one=False)
         self.rollouts = rollouts
         return meter, row
 
@@ -128,7 +100,7 @@ class Work:
                 text = plain.encode([r.text for r in records])
             self.visit(torch.device("cpu"))  # not counted; a small GPU has no room for them beside the rest
             with meter.part("rollout"):
-                shape = (len(records), rollout.steps + 1, *self.policy.latent_shape())
+                shape = (len(records), rollout.steps + 1, *self.policy.model.geometry.latents)
                 samples, pictures = plain.sample(*text, torch.randn(shape, device=plain.device), steps)
             with meter.part("reward"):
                 self.pool.submit(pictures, records).result()
@@ -144,7 +116,7 @@ class Work:
         """
         rollout = self.plain[method].rollout if method in self.plain else self.settings[method].rollout
         steps = trained_steps(rollout, 0, epoch)
-        if method in self.plain or not rollout.same_start or self.policy.compute.compile:
+        if method in self.plain or not rollout.same_start or self.policy.model.compiled:
             return rollout.steps, len(steps)
         batches = np.repeat(np.arange(rollout.groups), rollout.group_size).reshape(-1, rollout.batch)
         different = sum(len(set(rows)) for rows in batches.tolist()) / batches.size
@@ -155,7 +127,7 @@ class Work:
         meter, rows = Meter(self.policy.device), slice(self.settings["star"].rollout.batch)
         latents = self.rollouts.latents_RSCHW[rows, -1].to(self.policy.device)
         with meter.part("decode"):
-            pictures = self.policy.decode(latents)
+            pictures = self.policy.model.decode(latents)
         with meter.part("reward"):
             self.pool.submit(pictures, self.records[: len(pictures)]).result()
         return meter

@@ -1,7 +1,20 @@
-"""Small trainings for tests, and how to compare two of them."""
+"""Small trainings for tests, their parts, and how to compare two of them."""
 
 import json
+import os
 from pathlib import Path
+
+from star import config as configuration
+from star.objectives.door import make_objective
+from star.prompts import make
+from star.prompts.record import Prompt
+from star.scoring.pool import RewardPool
+from star.training import train as trainer
+from star.training.epoch import Session
+from star.training.learner import Learner
+from star.training.processes import Processes
+
+ROOT = Path(__file__).parents[1]
 
 TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_maps", "seconds_update", "peak_memory_bytes")
 SMALL = (  # on config/miniature.yaml: 3 epochs of 2 prompts x 4 images in batches of 4
@@ -29,3 +42,25 @@ def metrics(run: Path) -> list[dict]:
 def numbers(rows: list[dict]) -> list[dict]:
     """Metrics without what no two runs have in common."""
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+def config(base: Path, *more: str) -> configuration.Config:
+    """The miniature's configuration, made small."""
+    return configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
+
+
+def train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
+    """Train a method for the preference task into `out`; returns its metrics."""
+    chosen = config(base, *more)
+    os.chdir(ROOT)
+    settings = configuration.run_settings(chosen, "pickscore", method)
+    trainer.train(settings, 0, make.records(chosen, "pickscore", "train"), out)
+    return metrics(out)
+
+
+def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: RewardPool) -> Session:
+    """What the epochs of a training share, without true objects, in one process."""
+    objective = make_objective(settings)
+    policy = trainer.make_policy(settings, 0)
+    learner = Learner(policy, settings.training, keeps_old="old" in objective.asks)
+    return Session(settings, 0, prompts, learner, objective, pool, Processes(), None)

@@ -20,9 +20,15 @@ GOLDEN = {
 }
 
 
+def _sigmas(steps: int, shift: float = 3.0) -> torch.Tensor:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    return scheduler.sigmas
+
+
 @pytest.mark.parametrize("step", GOLDEN)
 def test_coefficients_match_the_golden_table(step: int) -> None:
-    s = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0.7)
+    s = make_schedule(_sigmas(10), noise_level=0.7)
     following = s.sigma[step + 1].item() if step < 9 else 0.0
     row = (s.sigma[step], following, s.spread[step], s.std[step], s.coef_x[step], s.coef_v[step])
     assert [float(x) for x in row] == pytest.approx(GOLDEN[step], abs=6e-6)
@@ -30,7 +36,7 @@ def test_coefficients_match_the_golden_table(step: int) -> None:
 
 def test_log_probability_is_the_gaussian_density() -> None:
     torch.manual_seed(0)
-    s = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0.7)
+    s = make_schedule(_sigmas(10), noise_level=0.7)
     x, v, following = (torch.randn(3, 4, 5, 6) for _ in range(3))
     for t in range(9):
         mean = step_mean(s, t, x, v)
@@ -41,8 +47,8 @@ def test_log_probability_is_the_gaussian_density() -> None:
 def test_noise_level_zero_is_the_euler_step_of_diffusers() -> None:
     torch.manual_seed(0)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    s = make_schedule(scheduler, 8, 0.0)
     scheduler.set_timesteps(8)
+    s = make_schedule(scheduler.sigmas, noise_level=0.0)
     x = torch.randn(2, 4, 3, 3)
     ours = x
     for t, timestep in enumerate(scheduler.timesteps):
@@ -53,9 +59,9 @@ def test_noise_level_zero_is_the_euler_step_of_diffusers() -> None:
 
 
 def test_only_the_window_is_noisy() -> None:
-    s = make_schedule(FlowMatchEulerDiscreteScheduler(), 8, 0.7, range(2, 4))
+    s = make_schedule(_sigmas(8, shift=1.0), noise_level=0.7, noisy=range(2, 4))
     assert [i for i in range(8) if s.std[i] > 0] == [2, 3]
-    full, ode = (make_schedule(FlowMatchEulerDiscreteScheduler(), 8, a) for a in (0.7, 0.0))
+    full, ode = (make_schedule(_sigmas(8, shift=1.0), noise_level=a) for a in (0.7, 0.0))
     assert torch.equal(s.coef_v[2:4], full.coef_v[2:4])
     assert torch.equal(s.coef_v[4:], ode.coef_v[4:])
 
@@ -63,7 +69,7 @@ def test_only_the_window_is_noisy() -> None:
 @pytest.mark.parametrize("step", range(10))
 def test_cps_is_its_definition(step: int) -> None:
     """Method section 2: the predicted picture and noise are mixed anew at the next noise level, part of it fresh."""
-    s = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0.7, sampler="cps")
+    s = make_schedule(_sigmas(10), noise_level=0.7, sampler="cps")
     sigma, following = GOLDEN.get(step, (s.sigma[step].item(),))[0], s.sigma[step + 1].item() if step < 9 else 0.0
     std = following * math.sin(0.7 * math.pi / 2)
     x, v = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
@@ -81,21 +87,20 @@ def test_cps_is_its_definition(step: int) -> None:
 
 def test_cps_keeps_the_marginals_and_flow_sde_its_ode_limit() -> None:
     """With the true velocity of a point picture at 0 (x = sigma * noise, v = noise), CPS lands on the next marginal exactly."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    s = make_schedule(scheduler, 10, 0.7, sampler="cps")
+    s = make_schedule(_sigmas(10), noise_level=0.7, sampler="cps")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 400, 400, generator=generator)
     for t in range(9):
         drawn = step_mean(s, t, s.sigma[t] * noise, noise) + s.std[t] * torch.randn(noise.shape, generator=generator)
         assert drawn.std().item() == pytest.approx(s.sigma[t + 1].item(), rel=0.01)  # 160,000 values: six standard errors
-    ode, still = make_schedule(scheduler, 10, 0.0), make_schedule(scheduler, 10, 0.0, sampler="cps")
+    ode, still = (make_schedule(_sigmas(10), noise_level=0.0, sampler=sampler) for sampler in ("flow_sde", "cps"))
     torch.testing.assert_close(still.coef_v, ode.coef_v)
     torch.testing.assert_close(still.coef_x, ode.coef_x)
 
 
 def test_kl_has_no_dt_in_the_denominator() -> None:
     """Against the closed form KL(N(a, s) || N(b, s)) with s = spread: the step's own std would bring a dt."""
-    s = make_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, 0.7)
+    s = make_schedule(_sigmas(10), noise_level=0.7)
     a, b = torch.full((1, 4, 2, 2), 0.3), torch.full((1, 4, 2, 2), -0.1)
     for t in (0, 4, 8):
         spread = s.spread[t]

@@ -11,13 +11,17 @@ from PIL import Image
 from scipy import stats
 
 from star import config as configuration
+from star.allocation.columns import core_columns
 from star.allocation.maps import allocation_map
+from star.allocation.sources import Observation
 from star.errors import InputError
+from star.flow.sampler import Trajectory, denoise
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import Generator
+from star.models.attention import Recorder
+from star.models.door import FlowModel, load_model
 from star.prompts import make
-from star.prompts.record import read
+from star.prompts.record import Prompt, read
 from star.sampling import gallery
 from star.sampling.gallery import draw
 from star.sampling.sample import sample
@@ -89,9 +93,12 @@ def test_gallery_draws_one_row_a_prompt(
 ) -> None:
     settings = configuration.run_settings(config, "geneval", "star")
     seen = []
-    monkeypatch.setattr(
-        gallery, "allocation_map", lambda _, raw, *more: seen.append(raw) or raw.float().mean(2).repeat(1, 1, 2, 2)
-    )
+
+    def averaged(_: object, observed: Observation, *more: object) -> torch.Tensor:
+        seen.append(observed.raw_BTOhw)
+        return observed.raw_BTOhw.float().mean(2).repeat(1, 1, 2, 2)
+
+    monkeypatch.setattr(gallery, "allocation_map", averaged)
     picture = draw(settings, records, tmp_path / "maps", None, 2, seed=0)
     assert Image.open(picture).size[0] > 800
     columns = settings.rollout.steps  # all steps but the last, whose noise is gone, and the picture
@@ -100,6 +107,15 @@ def test_gallery_draws_one_row_a_prompt(
     with pytest.raises(InputError, match=r"allocation\.blocks"):
         no_blocks = configuration.load(ROOT / "config/miniature.yaml", ["allocation.blocks=[]"])
         draw(configuration.run_settings(no_blocks, "geneval", "flow_grpo"), records, tmp_path, None, 2, seed=0)
+
+
+def _recorded(model: FlowModel, prompts: list[Prompt], blocks: list[int], steps: int) -> Trajectory:
+    """The ODE samples of `star sample`, with some blocks recorded."""
+    model.watch(blocks)
+    starts = torch.stack([noise((1, *model.geometry.latents), "test", 0, prompt.id, 0) for prompt in prompts])
+    recorder = Recorder(core_columns(model, prompts), tuple(blocks))
+    text, schedule = model.encode([prompt.text for prompt in prompts]), make_schedule(model.sigmas(steps), noise_level=0.0)
+    return denoise(model, starts, text=text, schedule=schedule, recorder=recorder)
 
 
 def test_maps_are_measured_for_every_prompt(config: configuration.Config, records: Path, tmp_path: Path) -> None:
@@ -111,11 +127,10 @@ def test_maps_are_measured_for_every_prompt(config: configuration.Config, record
     settings = configuration.run_settings(config, "geneval", "star")
     table = gallery.measure_prompts(settings, records, tmp_path, None, seed=0)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "map_statistics.csv"), table, check_dtype=False)
-    policy, lines = Generator(settings.policy, settings.allocation), read(records)
-    schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
-    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r.id, 0) for r in lines])
-    raw = policy.sample(starts, policy.encode(lines), None, schedule, record=True).raw_BTOhw
-    weights = allocation_map(settings.allocation, raw, None, range(settings.rollout.steps))[1, 3].flatten().double().numpy()
+    lines, steps = read(records), settings.rollout.steps
+    raw = _recorded(load_model(settings.policy), lines, settings.allocation.blocks, steps).raw_BTOhw
+    seen = Observation(3, steps, (8, 8), patch=2, raw_BTOhw=raw)
+    weights = allocation_map(settings.allocation, seen, range(steps))[1, 3].flatten().double().numpy()
     row = table[(table["prompt_id"] == lines[1].id) & (table["step"] == 3)].iloc[0]
     assert row["entropy"] == pytest.approx(stats.entropy(weights) / np.log(len(weights)), rel=1e-4)
     assert row["effective_area"] == pytest.approx(weights.sum() ** 2 / len(weights) / (weights**2).sum(), rel=1e-3)
@@ -128,15 +143,10 @@ def test_localisation_is_measured_for_every_block_and_step(config: configuration
     written = pd.read_csv(tmp_path / "localisation.csv")
     pd.testing.assert_frame_equal(written, table)
     # by hand, for one block: the same picture, its region, its raw attention
-    policy = Generator(settings.policy, settings.allocation.model_copy(update={"blocks": [2]}))
-    lines = read(records)
-    schedule = make_schedule(policy.pipe.scheduler, settings.rollout.steps, 0.0)
-    starts = torch.stack([noise((1, *policy.latent_shape()), "test", 0, r.id, 0) for r in lines])
-    trajectory = policy.sample(starts, policy.encode(lines), None, schedule, record=True)
+    model = load_model(settings.policy)
+    trajectory = _recorded(model, read(records), [2], settings.rollout.steps)
     gains = []
-    for picture, raw in zip(
-        policy.decode(trajectory.latents_BSCHW[:, -1]), trajectory.raw_BTOhw[:, 3, 0].double(), strict=True
-    ):
+    for picture, raw in zip(model.decode(trajectory.latents_BSCHW[:, -1]), trajectory.raw_BTOhw[:, 3, 0].double(), strict=True):
         inside = region(picture).reshape(8, 8, 8, 8).mean((1, 3))
         if inside.any():
             gains.append((raw.numpy() * inside).sum() / raw.sum().item() / inside.mean())

@@ -2,23 +2,28 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import policies
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from records import asked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from trainings import SMALL
+from trainings import ROOT, SMALL
 
 from star import cli
 from star import config as configuration
 from star.errors import InputError
+from star.flow.sampler import denoise
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import ADAPTER_FILE, Generator
+from star.models.adapter import ADAPTER_FILE, load_adapter
+from star.models.door import FlowModel, load_model
+from star.models.policy import Policy
+from star.models.sd3 import SD3
 from star.prompts import make
 from star.prompts.record import read
 from star.sampling import gallery
@@ -30,20 +35,15 @@ from star.training import checkpoint
 from star.training import train as trainer
 from star.training.learner import Learner
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ["a photo of a red circle", 'a sign that says "KAT"']
-RECORDS = [asked(prompt, id=str(i)) for i, prompt in enumerate(PROMPTS)]
+NAMES = ["0", "1"]
 LORA = {"rank": 4, "alpha": 8}
 
 
-def _policy(base: Path, precision: str = "float32", guidance: float = 1.0) -> configuration.Policy:
-    more = {"precision": precision, "guidance": guidance, "lora": LORA, "device": "cpu"}
-    return configuration.Policy(model=str(base), resolution=64, max_sequence_length=16, **more)
-
-
-def _trained(policy: configuration.Policy) -> Learner:
+def _trained(settings: configuration.Policy) -> Learner:
     """A learner whose weights, and whose average, are as large as a long training's."""
-    learner = Learner(Generator(policy), configuration.Training(epochs=1, checkpoint_every=1), seed=0)
+    policy = Policy(load_model(settings), settings.lora, seed=0)
+    learner = Learner(policy, configuration.Training(epochs=1, checkpoint_every=1))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter, average in zip(learner.parameters, learner.ema.average, strict=True):
@@ -52,12 +52,12 @@ def _trained(policy: configuration.Policy) -> Learner:
     return learner
 
 
-def _as_before(folder: Path, learner: Learner) -> Path:
+def _as_before(folder: Path) -> Path:
     """The adapter as versions before 2026-11-28 wrote it: the strength stands in the header alone."""
     file = folder / ADAPTER_FILE
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
-    factor = learner.policy.policy.lora.alpha / learner.policy.policy.lora.rank
+    factor = LORA["alpha"] / LORA["rank"]
     weights = {k: t / factor if ".lora_B." in k else t for k, t in load_file(file).items()}
     header["lora_adapter_metadata"] = header["lora_adapter_metadata"].replace('.lora_alpha": 4', '.lora_alpha": 8')
     assert '.lora_alpha": 8' in header["lora_adapter_metadata"]
@@ -67,10 +67,10 @@ def _as_before(folder: Path, learner: Learner) -> Path:
     return old
 
 
-def _velocity(generator: Generator) -> torch.Tensor:
-    x_BCHW = torch.randn(2, *generator.latent_shape(), generator=torch.Generator().manual_seed(1))
+def _velocity(model: FlowModel) -> torch.Tensor:
+    x_BCHW = torch.randn(2, *model.geometry.latents, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return generator.velocity(x_BCHW, 0.5, generator.encode(RECORDS), generator.empty_prompt())
+        return model.velocity(x_BCHW, 0.5, model.encode(PROMPTS))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -78,17 +78,17 @@ def _velocity(generator: Generator) -> torch.Tensor:
 def test_the_tested_policy_is_the_trained_average_bit_for_bit(
     random_base: Path, tmp_path: Path, precision: str, guidance: float
 ) -> None:
-    policy = _policy(random_base, precision, guidance)
-    learner = _trained(policy)
+    settings = policies.settings(random_base, precision=precision, guidance=guidance)
+    learner = _trained(settings)
     checkpoint.save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
-    raw = _velocity(learner.policy)
-    learner.ema.swap()
-    averaged = _velocity(learner.policy)
+    raw = _velocity(learner.policy.model)
+    with learner.policy.using(learner.ema.average):
+        averaged = _velocity(learner.policy.model)
     assert (averaged - raw).abs().max() > 1e-3  # else the test could not tell the average from the last weights
     adapter = tmp_path / "epoch0001" / "adapter"
-    for folder in (adapter, _as_before(adapter, learner)):
-        tested = Generator(policy)
-        tested.load_adapter(folder)
+    for folder in (adapter, _as_before(adapter)):
+        tested = load_model(settings)
+        load_adapter(tested, folder)
         assert torch.equal(_velocity(tested), averaged), folder
     tested.pipe.fuse_lora()
     merged = _velocity(tested)  # what `star sample` must not do: a sum in bfloat16 loses much of the adapter
@@ -97,7 +97,7 @@ def test_the_tested_policy_is_the_trained_average_bit_for_bit(
 
 
 def test_every_tool_loads_an_adapter_at_its_full_strength(random_base: Path, tmp_path: Path) -> None:
-    learner = _trained(_policy(random_base))
+    learner = _trained(policies.settings(random_base))
     checkpoint.save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
     file = tmp_path / "epoch0001/adapter" / ADAPTER_FILE
     weights = load_file(file)
@@ -105,7 +105,8 @@ def test_every_tool_loads_an_adapter_at_its_full_strength(random_base: Path, tmp
     resaved = tmp_path / "resaved"
     resaved.mkdir()
     save_file(weights, resaved / ADAPTER_FILE)
-    starts = torch.stack([noise(learner.policy.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
+    model = learner.policy.model
+    starts = torch.stack([noise(model.geometry.latents, "test", 0, name, 0) for name in NAMES])
 
     def picture(load: object) -> np.ndarray:
         pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
@@ -115,14 +116,14 @@ def test_every_tool_loads_an_adapter_at_its_full_strength(random_base: Path, tmp
         return np.stack(pipe(PROMPTS, latents=starts.clone(), output_type="np", **settings).images)
 
     def with_peft(pipe: StableDiffusion3Pipeline) -> None:
-        config = LoraConfig(r=LORA["rank"], lora_alpha=LORA["rank"], target_modules=configuration.Lora().targets)
+        config = LoraConfig(r=LORA["rank"], lora_alpha=LORA["rank"], target_modules=list(SD3.lora_targets))
         inject_adapter_in_model(config, pipe.transformer)
         set_peft_model_state_dict(pipe.transformer, {k.removeprefix("transformer."): t for k, t in weights.items()})
 
-    learner.ema.swap()
-    schedule = make_schedule(learner.policy.pipe.scheduler, 4, 0.0)
-    final = learner.policy.sample(starts[:, None], learner.policy.encode(RECORDS), None, schedule).latents_BSCHW[:, -1]
-    expected = np.stack(learner.policy.decode(final)) / 255
+    schedule = make_schedule(model.sigmas(4), noise_level=0.0)
+    with learner.policy.using(learner.ema.average):
+        final = denoise(model, starts[:, None], text=model.encode(PROMPTS), schedule=schedule).latents_BSCHW[:, -1]
+    expected = np.stack(model.decode(final)) / 255
     loaders = {
         "folder": lambda pipe: pipe.load_lora_weights(file.parent),
         "dictionary": lambda pipe: pipe.load_lora_weights(dict(weights)),
@@ -155,19 +156,17 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
 
     def save_and_draw(folder: Path, learner: Learner, *more: object) -> None:
         save(folder, learner, *more)
-        learner.ema.swap()
-        policy, records = learner.policy, read(few)
-        sigmas = FlowMatchEulerDiscreteScheduler.from_config(policy.pipe.scheduler.config)
+        model, records = learner.policy.model, read(few)
+        sigmas = FlowMatchEulerDiscreteScheduler.from_config(model.pipe.scheduler.config)
         sigmas.set_timesteps(config.evaluation.steps)
-        text, empty = policy.encode(records), policy.empty_prompt()
+        text = model.encode([record.text for record in records])
         for rows in (torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2, 3, 3])):  # star sample's batches
             names = [("test", 0, records[n].id, k) for n, k in zip(rows.tolist(), (0, 1, 0, 1), strict=True)]
-            x = torch.stack([noise(policy.latent_shape(), *name) for name in names])
-            with torch.no_grad():
+            x = torch.stack([noise(model.geometry.latents, *name) for name in names])
+            with torch.no_grad(), learner.policy.using(learner.ema.average):
                 for sigma, following in zip(sigmas.sigmas[:-1], sigmas.sigmas[1:], strict=True):  # Euler, written out
-                    x = x + (following - sigma).item() * policy.velocity(x, sigma.item(), text[rows], empty)
-            inside.extend(policy.decode(x))
-        learner.ema.swap()
+                    x = x + (following - sigma).item() * model.velocity(x, sigma.item(), text[rows])
+            inside.extend(model.decode(x))
 
     monkeypatch.setattr(checkpoint, "save", save_and_draw)
     trainer.train(settings, 0, make.records(config, "pickscore", "train"), tmp_path / "run")
@@ -190,42 +189,43 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
 
 
 def test_the_base_s_own_shift_is_used_in_training_and_testing(random_base: Path) -> None:
-    generator = Generator(_policy(random_base))
+    model = policies.model(random_base)
     pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
-    generator.pipe.scheduler = pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    model.pipe.scheduler = pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe.set_progress_bar_config(disable=True)
-    starts = torch.stack([noise(generator.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
-    schedule = make_schedule(generator.pipe.scheduler, 4, 0.0)
-    assert torch.equal(make_schedule(generator.pipe.scheduler, 4, 0.7).sigma, schedule.sigma)
-    ours = generator.sample(starts[:, None], generator.encode(RECORDS), None, schedule).latents_BSCHW[:, -1]
+    starts = torch.stack([noise(model.geometry.latents, "test", 0, name, 0) for name in NAMES])
+    schedule = make_schedule(model.sigmas(4), noise_level=0.0)
+    pipe.scheduler.set_timesteps(4)
+    assert torch.equal(make_schedule(model.sigmas(4), noise_level=0.7).sigma, pipe.scheduler.sigmas[:-1])
+    ours = denoise(model, starts[:, None], text=model.encode(PROMPTS), schedule=schedule).latents_BSCHW[:, -1]
     settings = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 16}
     theirs = pipe(PROMPTS, latents=starts.clone(), output_type="latent", **settings).images
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_prompt_is_encoded_alike_alone_and_among_others(random_base: Path) -> None:
-    generator = Generator(_policy(random_base))
-    long = {"id": "2", "prompt": "a photo of a red circle left of " * 20, "core": []}
-    many = generator.encode([*RECORDS, long] * 30)  # more than are encoded at once
-    for n, record in enumerate([*RECORDS, long]):
-        alone = generator.encode([record])
+    model = load_model(policies.settings(random_base))
+    long = "a photo of a red circle left of " * 20
+    many = model.encode([*PROMPTS, long] * 30)  # more than are encoded at once
+    for n, prompt in enumerate([*PROMPTS, long]):
+        alone = model.encode([prompt])
         for row in (n, 87 + n):
             torch.testing.assert_close(many.columns_BLE[row], alone.columns_BLE[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(many.pooled_BP[row], alone.pooled_BP[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_autoencoder_s_scale_and_shift_are_those_of_diffusers(random_base: Path) -> None:
-    generator = Generator(_policy(random_base))
+    model = load_model(policies.settings(random_base))
     pipe = StableDiffusion3Pipeline.from_pretrained(random_base)
     pipe.set_progress_bar_config(disable=True)
-    for vae in (generator.pipe.vae, pipe.vae):
+    for vae in (model.pipe.vae, pipe.vae):
         vae.register_to_config(scaling_factor=0.7, shift_factor=0.4)
-    starts = torch.stack([noise(generator.latent_shape(), "test", 0, r.id, 0) for r in RECORDS])
-    schedule = make_schedule(generator.pipe.scheduler, 4, 0.0)
-    ours = generator.sample(starts[:, None], generator.encode(RECORDS), None, schedule).latents_BSCHW[:, -1]
+    starts = torch.stack([noise(model.geometry.latents, "test", 0, name, 0) for name in NAMES])
+    schedule = make_schedule(model.sigmas(4), noise_level=0.0)
+    ours = denoise(model, starts[:, None], text=model.encode(PROMPTS), schedule=schedule).latents_BSCHW[:, -1]
     settings = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 16}
     theirs = pipe(PROMPTS, latents=starts.clone(), output_type="np", **settings).images
-    assert abs(np.stack(generator.decode(ours)) / 255 - theirs).max() <= 0.5 / 255 + 1e-4  # ours are rounded to bytes
+    assert abs(np.stack(model.decode(ours)) / 255 - theirs).max() <= 0.5 / 255 + 1e-4  # ours are rounded to bytes
 
 
 @pytest.mark.parametrize("task", configuration.TASKS)
@@ -242,9 +242,10 @@ def test_a_picture_has_the_same_reward_in_a_rollout_and_on_disk(
     scoring.score(task, tmp_path / "images", tmp_path / "scores.jsonl", config.scorers)
     on_disk = [json.loads(line)["reward"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
 
-    generator = Generator(config.policy)
-    schedule = make_schedule(generator.pipe.scheduler, config.evaluation.steps, 0.0)
-    drawn = draw(generator, generator.encode(records), None, schedule, [(r.id, 0) for r in records], seed=0)
+    model = load_model(config.policy)
+    schedule = make_schedule(model.sigmas(config.evaluation.steps), noise_level=0.0)
+    text, names = model.encode([record.text for record in records]), [(record.id, 0) for record in records]
+    drawn = draw(model, text, schedule=schedule, names=names, seed=0)
     with RewardPool({task: 1.0}, config.scorers, 0) as pool:
         in_rollout, _ = pool.submit(drawn, records).result()
     assert in_rollout.tolist() == on_disk and len(set(on_disk)) > 1
@@ -254,10 +255,10 @@ def test_star_maps_draws_the_pictures_of_star_sample(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    policy = _policy(random_base, "bfloat16", 2.5)
+    policy = policies.settings(random_base, precision="bfloat16", guidance=2.5)
     learner = _trained(policy)
-    checkpoint.save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
-    adapter = tmp_path / "step1" / "adapter"
+    checkpoint.save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
+    adapter = tmp_path / "epoch0001" / "adapter"
     overrides = [
         "rollout.steps=4",
         "evaluation.steps=4",
@@ -273,8 +274,9 @@ def test_star_maps_draws_the_pictures_of_star_sample(
     expected = [pictures.read(path) for path in sorted((tmp_path / "images").glob("*/samples/*.png"))]
 
     seen: list[np.ndarray] = []
-    region = gallery.region
-    monkeypatch.setattr(gallery, "region", lambda picture: seen.append(picture) or region(picture))
+    known = gallery.world(config.prompts.world)
+    watched = SimpleNamespace(regions=lambda given: seen.extend(given) or known.regions(given))
+    monkeypatch.setattr(gallery, "world", lambda name: watched)
     settings = configuration.run_settings(config, "geneval", "star")
     gallery.draw(settings, few, tmp_path / "maps", adapter, 2, seed=0)
     gallery.measure_prompts(settings, few, tmp_path / "maps", adapter, seed=0)
@@ -286,10 +288,10 @@ def test_an_adapter_of_something_else_is_refused(random_base: Path, tmp_path: Pa
     (tmp_path / "text").mkdir()
     save_file({"text_encoder.layer.lora_A.weight": torch.zeros(4, 8)}, tmp_path / "text" / ADAPTER_FILE)
     with pytest.raises(InputError, match="not of the transformer"):
-        Generator(_policy(random_base)).load_adapter(tmp_path / "text")
+        load_adapter(policies.model(random_base), tmp_path / "text")
     wide = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 999)}
     wide["transformer.transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.zeros(128, 4)
     (tmp_path / "wide").mkdir()
     save_file(wide, tmp_path / "wide" / ADAPTER_FILE)
     with pytest.raises(InputError, match="does not fit"):
-        Generator(_policy(random_base)).load_adapter(tmp_path / "wide")
+        load_adapter(policies.model(random_base), tmp_path / "wide")

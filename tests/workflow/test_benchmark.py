@@ -13,16 +13,15 @@ import torch
 import training
 from diffusers import SD3Transformer2DModel
 from records import asked
+from trainings import session
 
 from star import config as configuration
 from star.config import RunSettings
-from star.models.sd3 import Generator
 from star.prompts import make
 from star.prompts.record import Prompt
 from star.scoring.pickscore import PickScorer
-from star.training.learner import Learner
-from star.training.processes import Processes
-from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
+from star.training import rollout as rolling
+from star.training.epoch import prepare_epoch
 from star.training.update import update_policy
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +45,7 @@ class NoRewards:
         return done
 
 
-def _settings(base: Path, *more: str) -> tuple[RunSettings, list[dict]]:
+def _settings(base: Path, *more: str) -> tuple[RunSettings, list[Prompt]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
     return configuration.run_settings(config, "pickscore", "flow_grpo"), make.records(config, "pickscore", "train")
 
@@ -58,46 +57,37 @@ def _disturb(parameters: list[torch.nn.Parameter], size: float, seed: int) -> No
             p.add_(torch.randn(p.shape, generator=generator), alpha=size)
 
 
-def _ours(
-    settings: RunSettings, learner: Learner, records: list[Prompt], ids: list[int], pool: NoRewards
-) -> tuple[Rollouts, dict, range]:
-    """Rollouts of our trainer, and the arguments that its update shares with them."""
-    policy, rollout = learner.policy, settings.rollout
-    steps, chosen = trained_steps(rollout, 0, 1), [records[i] for i in ids]
-    schedule, encoded, empty = epoch_schedule(policy, rollout, steps), policy.encode(chosen), policy.empty_prompt()
-    rollouts = sample_epoch(
-        policy, rollout, schedule, chosen, ids, encoded, empty, pool, Processes(), 0, 1, record_maps=False, region=None
-    )
-    return rollouts, {"schedule": schedule, "records": chosen, "prompts": encoded, "empty": empty}, steps
-
-
 @pytest.mark.parametrize(("guidance", "steps"), [(1.0, WHOLE), (2.5, WINDOW), (2.5, LATE)])
-def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float, steps: list[str]) -> None:
+def test_plain_flow_grpo_is_the_scalar_method(
+    random_base: Path, guidance: float, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same noise and prompts, written twice: pictures, latents, log-probabilities, losses and the gradient of an epoch."""
     settings, records = _settings(random_base, f"policy.guidance={guidance}", *steps)
-    rollout, training_ = settings.rollout, settings.training
-    learner = Learner(Generator(settings.policy), training_, seed=0)
-    policy, pool, ids = learner.policy, NoRewards(), draw_prompts(rollout.groups, len(records), 0, 1)
+    rollout, training_, pool = settings.rollout, settings.training, NoRewards()
+    ours = session(settings, records, pool)
+    learner, policy = ours.learner, ours.learner.policy
+    pipe, transformer = policy.model.pipe, policy.model.transformer
     _disturb(learner.parameters, 0.2, seed=1)  # a policy that differs from its reference
-    noises, sample = [], policy.sample
+    noises, denoise = [], rolling.denoise
 
-    def listening(noise_BSCHW: torch.Tensor, *more: object) -> object:
+    def listening(model: object, noise_BSCHW: torch.Tensor, **more: object) -> object:
         noises.append(noise_BSCHW)
-        return sample(noise_BSCHW, *more)
+        return denoise(model, noise_BSCHW, **more)
 
-    policy.sample = listening
-    ours, shared, trained = _ours(settings, learner, records, ids, pool)
+    monkeypatch.setattr(rolling, "denoise", listening)
+    epoch = prepare_epoch(ours, 1)
+    trained, found = epoch.trained, rolling.sample_rollouts(ours, epoch)
 
-    plain = flow_grpo.FlowGrpo(policy.pipe, settings.policy, rollout, training_, policy.device)
-    with flow_grpo.stock_attention(policy.transformer):
-        text = plain.encode([records[i].text for i in ids for _ in range(rollout.group_size)])
+    plain = flow_grpo.FlowGrpo(pipe, settings.policy, rollout, training_, policy.device)
+    with flow_grpo.stock_attention(transformer):
+        text = plain.encode([prompt.text for prompt in epoch.prompts for _ in range(rollout.group_size)])
         theirs, pictures = plain.sample(*text, torch.cat(noises), trained)
     assert abs(np.stack(pictures).astype(int) - np.stack(pool.pictures)).max() <= 1
-    torch.testing.assert_close(theirs.latents_BSCHW, ours.latents_RSCHW, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(theirs.log_prob_BT, ours.log_prob_RTHW.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.latents_BSCHW, found.latents_RSCHW, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.log_prob_BT, found.log_prob_RTHW.mean((2, 3)), rtol=1e-4, atol=1e-4)
 
     _disturb(learner.parameters, 0.01, seed=2)  # ratios off 1, some of them clipped
-    advantage_B = np.random.default_rng(0).normal(size=len(ours.reward_B))
+    advantage_B = np.random.default_rng(0).normal(size=len(found.reward_B))
     advantage_B[[1, 2, 6, 9]] = 0  # are dropped
     gradients = []
 
@@ -107,28 +97,11 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
         return 0.0, 0.0
 
     learner.step = learner.optimizer.step = keep
-    row = update_policy(
-        learner,
-        training_,
-        "weighted",
-        shared["schedule"],
-        trained,
-        ours,
-        None,
-        advantage_B,
-        shared["records"],
-        shared["prompts"],
-        shared["empty"],
-        Processes(),
-        batch=rollout.batch,
-        seed=0,
-        epoch=1,
-        expect_ratio_one=False,
-    )
-    with flow_grpo.stock_attention(policy.transformer):
-        found = plain.update(theirs, torch.from_numpy(advantage_B).float(), trained, learner.optimizer)
+    row = update_policy(ours, epoch, found, advantage_B=advantage_B, map_RTHW=None, expect_ratio_one=False)
+    with flow_grpo.stock_attention(transformer):
+        means = plain.update(theirs, torch.from_numpy(advantage_B).float(), trained, learner.optimizer)
     assert 0 < row["clip_fraction"] < 1 and row["kl"] > 0
-    for name, value in found.items():
+    for name, value in means.items():
         assert value == pytest.approx(row[name], rel=1e-4), name
     mine, plains = gradients
     torch.testing.assert_close(plains, mine, rtol=1e-3, atol=1e-4 * mine.abs().max().item())
