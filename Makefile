@@ -38,9 +38,9 @@ reproduce: install
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
 
 evidence: install # docs/evidence.md, docs/evidence/first and docs/evidence/replication from the collected runs in their data/, without training
-	$(BIN)/star evidence --config config/evidence-miniature.yaml --data docs/evidence/data --out docs
-	$(BIN)/star evidence --config config/evidence-first.yaml --data docs/evidence/first/data --out docs/evidence/first
-	$(BIN)/star evidence --config config/evidence-replication.yaml --data docs/evidence/replication/data --out docs/evidence/replication
+	$(BIN)/star evidence --config config/experiments/evidence-miniature.yaml --data docs/evidence/data --out docs
+	$(BIN)/star evidence --config config/experiments/evidence-first.yaml --data docs/evidence/first/data --out docs/evidence/first
+	$(BIN)/star evidence --config config/experiments/evidence-replication.yaml --data docs/evidence/replication/data --out docs/evidence/replication
 
 test: install # two at a time, of one thread each
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -76,5 +76,5 @@ ui: install
 report: install
 	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
 
-schema: install # after a change of star/config.py
-	$(BIN)/python -c "from star.config import json_schema; print(json_schema(), end='')" > workflow/schemas/config.schema.json
+schema: install # after a change of star/config: the JSON schema and the tables of keys in config/README.md
+	$(BIN)/python -m star.config.reference

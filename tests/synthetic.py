@@ -9,17 +9,17 @@ import pandas as pd
 from star import layout
 from star.analysis.results import methods
 from star.config import Config, run_settings
-from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes
+from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task
 from star.evidence.tables import KINDS
 
 TAGS = {
-    "geneval": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
-    "ocr": {"ocr": 96},
-    "pickscore": {"free": 96},
+    "shapes": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
+    "letters": {"ocr": 96},
+    "preference": {"free": 96},
 }
-LEARNED = {"geneval": 0.16, "ocr": 0.18, "pickscore": 4.5}  # by flow_grpo
+LEARNED = {"shapes": 0.16, "letters": 0.18, "preference": 4.5}  # by flow_grpo
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpu": None, "torch": "2.13.0"}
-START = {"geneval": 0.5, "ocr": 0.45, "pickscore": 13.0}
+START = {"shapes": 0.5, "letters": 0.45, "preference": 13.0}
 
 
 def _jsonl(path: Path, rows: list[dict]) -> None:
@@ -77,7 +77,7 @@ def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
                     rows = _scores(task, prompts, START[task] + difficulty + learned + progress * taste, images, rng)
                     _jsonl(run.scores(step), rows)
                     cross = {
-                        "pickscore" if task != "pickscore" else "geneval": {"mean": 1 + progress, "images": 9, "scorer": "x"}
+                        "pickscore" if task != "preference" else "geneval": {"mean": 1 + progress, "images": 9, "scorer": "x"}
                     }
                     guards = {"diversity": 0.3 - 0.1 * progress, "edge_density": 0.1, "color_entropy": 2.0 - 0.1 * progress}
                     path = run.guards(step)
@@ -88,7 +88,7 @@ def fill(config: Config, gain: dict[str, float], images: int = 2) -> None:
                     run.settings.write_text(run_settings(config, task, method).model_dump_json())
                     run.trained.touch()
                     run.environment.write_text(json.dumps(MACHINE))
-    if asks_about_attributes(config):
+    if attribute_task(config) is not None:
         _fill_attributes(config, gain)
 
 
@@ -102,16 +102,16 @@ def _fill_attributes(config: Config, gain: dict[str, float], each: int = 12) -> 
     content = np.random.default_rng(3).normal(0, 1, each)
     for seed in config.seeds:
         for method in ATTRIBUTE_METHODS:
-            folder = layout.run(config, "pickscore", method, seed).attributes
+            folder = layout.run(config, "preference", method, seed).attributes
             added = np.array([gain.get(method, 0.0) * (0.5 if kind in grounds else 1.0) for kind, _ in places])
             mean_P = (
-                START["pickscore"] + content[[i for _, i in places]] + (method != "base") * LEARNED["pickscore"] * (1 + added)
+                START["preference"] + content[[i for _, i in places]] + (method != "base") * LEARNED["preference"] * (1 + added)
             )
-            _jsonl(folder / "scores.jsonl", _scores("pickscore", prompts, mean_P, 2, np.random.default_rng(seed)))
+            _jsonl(folder / "scores.jsonl", _scores("preference", prompts, mean_P, 2, np.random.default_rng(seed)))
         rows = [
             {"prompt_id": name, "tag": tag, "prompt": prompt, "step": t, "entropy": 0.9, "gain": 1.5}
             | {"effective_area": 0.9 if tag in grounds else 0.7}
             for name, tag, prompt in prompts
             for t in range(3)
         ]
-        pd.DataFrame(rows).to_csv(layout.run(config, "pickscore", "star", seed).attributes / "map_statistics.csv", index=False)
+        pd.DataFrame(rows).to_csv(layout.run(config, "preference", "star", seed).attributes / "map_statistics.csv", index=False)

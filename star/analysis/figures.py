@@ -13,9 +13,9 @@ from PIL import Image
 
 from star.analysis.results import shared_methods
 from star.analysis.statistics import summary
-from star.analysis.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
+from star.analysis.style import STYLE, caption, legend, look, save, score_axis, seeds
 from star.analysis.text import digits
-from star.config import Config
+from star.config import Config, main_scorer
 
 _INTERVAL = "95 % bootstrap interval over test prompts"
 _PICTURE_PIXELS = 192
@@ -78,7 +78,7 @@ def learning_curves(config: Config, scores: pd.DataFrame, metrics: pd.DataFrame)
         above.set_title(f"{task}: training, n = {images} images an epoch")
         below.set_title(f"{task}: test, n = {n} images")
         above.set(ylabel="mean reward")
-        below.set(xlabel="epoch (0: untrained)", ylabel=SCORE_AXES[task])
+        below.set(xlabel="epoch (0: untrained)", ylabel=score_axis(config, task))
     legend(figure, axes[1])
     caption(
         figure,
@@ -104,7 +104,7 @@ def _rewards(runs: pd.DataFrame) -> pd.DataFrame:
 def _checkpoints(config: Config, scores: pd.DataFrame, task: str) -> pd.DataFrame:
     """Score and interval of every checkpoint that was scored under all seeds."""
     rows = [
-        {"method": method, "step": step, **summary(task, group)}
+        {"method": method, "step": step, **summary(main_scorer(config, task), group)}
         for (method, step), group in scores.groupby(["method", "step"])
         if group["seed"].nunique() == len(config.seeds)
     ]
@@ -149,7 +149,7 @@ def score_dots(config: Config, main: pd.DataFrame) -> Figure:
         score = rows[rows["metric"] == task]
         places = digits(score["mean"])
         _rows_of_dots(axes[0][column], score, config, places)
-        axes[0][column].set(title=f"{task} (n = {score['n'].iloc[0]})", xlabel=SCORE_AXES[task])
+        axes[0][column].set(title=f"{task} (n = {score['n'].iloc[0]})", xlabel=score_axis(config, task))
         for row, reference in enumerate(references, start=1):
             paired = rows[rows["metric"] == f"{task}-minus-{reference}"]
             _rows_of_dots(axes[row][column], paired, config, places, "+")
@@ -245,7 +245,7 @@ def sample_grid(config: Config, shown: pd.DataFrame) -> Figure:
         figure,
         f"Samples of the final checkpoints, {config.experiment}, seed {config.seeds[0]}. A row: one test prompt "
         "under every method from the same "
-        "initial noise; below each picture its score (geneval: 1 correct, 0 not). The prompts lie evenly in the "
+        "initial noise; below each picture its score (of scorer geneval: 1 correct, 0 not). The prompts lie evenly in the "
         "test set, not chosen by score.",
     )
     return figure

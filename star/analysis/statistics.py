@@ -35,29 +35,29 @@ def interval(values: np.ndarray, prompts: np.ndarray, strata: np.ndarray | None 
     return float(np.mean(centres)), float(low), float(high)
 
 
-def by_tag(task: str) -> bool:
-    """Whether the task's score is the unweighted mean of its tags' means (GenEval, arXiv 2310.11513)."""
-    return task == "geneval"
+def by_tag(scorer: str) -> bool:
+    """Whether the score of a task with this scorer is the unweighted mean of its tags' means (GenEval, arXiv 2310.11513)."""
+    return scorer == "geneval"
 
 
-def overall(task: str, scores: pd.DataFrame) -> float:
+def overall(scorer: str, scores: pd.DataFrame) -> float:
     """The task's score of one checkpoint; `scores` has the columns tag, prompt_id, score."""
-    if by_tag(task):
+    if by_tag(scorer):
         return float(scores.groupby("tag")["score"].mean().mean())
     return float(scores["score"].mean())
 
 
-def summary(task: str, scores: pd.DataFrame) -> dict[str, float]:
-    """{mean, ci_low, ci_high, n}: the task's score with its interval, n the number of images.
+def summary(scorer: str, scores: pd.DataFrame) -> dict[str, float]:
+    """{mean, ci_low, ci_high, n}: the score with its interval, n the number of images.
 
     `scores` has the columns tag, prompt_id, score, one row an image; several seeds may lie below each other.
     """
-    strata = scores["tag"].to_numpy() if by_tag(task) else None
+    strata = scores["tag"].to_numpy() if by_tag(scorer) else None
     mean, low, high = interval(scores["score"].to_numpy(), scores["prompt_id"].to_numpy(), strata)
     return {"mean": mean, "ci_low": low, "ci_high": high, "n": len(scores)}
 
 
-def difference(task: str, scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
+def difference(scorer: str, scores: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     """{mean, ci_low, ci_high, n} of `scores` minus `reference`, paired by seed, prompt and sample; n counts pairs.
 
     Both must hold the same (seed, prompt_id, sample): ValueError otherwise.
@@ -65,4 +65,4 @@ def difference(task: str, scores: pd.DataFrame, reference: pd.DataFrame) -> dict
     one, other = scores.set_index(PAIR).sort_index(), reference.set_index(PAIR).sort_index()
     if not (one.index.is_unique and one.index.equals(other.index)):
         raise ValueError("scores that are not of the same seeds, prompts and samples cannot be paired")
-    return summary(task, one.assign(score=one["score"] - other["score"]).reset_index())
+    return summary(scorer, one.assign(score=one["score"] - other["score"]).reset_index())

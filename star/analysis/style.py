@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from star.config import Config
+from star.config import Config, main_scorer
 
 # Okabe and Ito's colour-blind safe palette, less its yellow; the untrained model is grey.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,6 +32,12 @@ SCORE_AXES = {
     "ocr": "1 − edits per letter",
     "pickscore": "PickScore",
 }
+
+
+def score_axis(config: Config, task: str) -> str:
+    """What the axis of a task's scores is called; a scorer of one's own by its name."""
+    scorer = main_scorer(config, task)
+    return SCORE_AXES.get(scorer, scorer)
 
 
 def look(config: Config, method: str) -> dict:

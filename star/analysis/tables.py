@@ -4,7 +4,7 @@ import pandas as pd
 
 from star.analysis.results import methods
 from star.analysis.statistics import by_tag, difference, summary
-from star.config import Config, methods_of
+from star.config import Config, main_scorer, methods_of
 
 REFERENCES = ("base", "flow_grpo", "random")
 STATISTIC = ["mean", "ci_low", "ci_high", "n"]
@@ -18,13 +18,13 @@ def main(config: Config, final: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for task in config.tasks:
-        of_method = dict(list(final[final["task"] == task].groupby("method")))
+        scorer, of_method = main_scorer(config, task), dict(list(final[final["task"] == task].groupby("method")))
         for method in methods(config, task):
-            rows.append({"task": task, "method": method, "metric": task} | summary(task, of_method[method]))
+            rows.append({"task": task, "method": method, "metric": task} | summary(scorer, of_method[method]))
             for reference in REFERENCES:
                 if method in ("base", reference) or reference not in of_method:
                     continue
-                paired = difference(task, of_method[method], of_method[reference])
+                paired = difference(scorer, of_method[method], of_method[reference])
                 rows.append({"task": task, "method": method, "metric": f"{task}-minus-{reference}"} | paired)
     return pd.DataFrame(rows, columns=["task", "method", "metric", *STATISTIC])
 
@@ -32,12 +32,15 @@ def main(config: Config, final: pd.DataFrame) -> pd.DataFrame:
 def categories(config: Config, final: pd.DataFrame) -> pd.DataFrame:
     """Long table: task, method, tag, mean, ci_low, ci_high, n, for the tasks whose score is a mean over tags."""
     rows = []
-    for task in filter(by_tag, config.tasks):
+    for task in config.tasks:
+        scorer = main_scorer(config, task)
+        if not by_tag(scorer):
+            continue
         for method in methods(config, task):
             scores = final[(final["task"] == task) & (final["method"] == method)]
             for tag in scores["tag"].unique():
-                rows.append({"task": task, "method": method, "tag": tag} | summary(task, scores[scores["tag"] == tag]))
-            rows.append({"task": task, "method": method, "tag": "overall"} | summary(task, scores))
+                rows.append({"task": task, "method": method, "tag": tag} | summary(scorer, scores[scores["tag"] == tag]))
+            rows.append({"task": task, "method": method, "tag": "overall"} | summary(scorer, scores))
     return pd.DataFrame(rows, columns=["task", "method", "tag", *STATISTIC])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from star.analysis.statistics import RESAMPLES
-from star.config import TASKS, Config
+from star.config import SCORERS, Config
 from star.scoring.scorer import GUARDS
 
 _INTERVAL = (
@@ -14,8 +14,8 @@ _INTERVAL = (
     "It says what other prompts of the same kind would give, not what another training seed would. n counts images."
 )
 _SCORE = (
-    "geneval: share of correct images, unweighted mean over the tags. ocr: 1 - edit distance / letters of the target. "
-    "pickscore: raw PickScore."
+    "Scorers: geneval is the share of correct images, unweighted mean over the tags; ocr 1 - edit distance / letters of the "
+    "target; pickscore the raw PickScore."
 )
 _FEW = "For a tag of five prompts the interval is too narrow: it covers 86 to 90 % in simulation."
 _PAIRED = "Differences are paired by seed, prompt and initial noise; * marks an interval that excludes zero."
@@ -168,7 +168,7 @@ def _side_by_side(columns: dict[str, pd.Series], name: str) -> pd.DataFrame:
 def _guards(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
     """Wide: one row a task and method (and `more`), one column a guard."""
     index = ["task", "method", *more]
-    order = [guard for guard in (*GUARDS, *TASKS) if guard in set(rows["guard"])]
+    order = [guard for guard in (*GUARDS, *SCORERS) if guard in set(rows["guard"])]
     cells = rows.assign(cell=[f"{v:.{2 if v >= 10 else 3}f}" for v in rows["mean"]])
     wide = cells.pivot(index=index, columns="guard", values="cell").reindex(columns=order)
     return wide.loc[pd.MultiIndex.from_frame(rows[index].drop_duplicates())].fillna("-").reset_index().astype(str)

@@ -1,7 +1,7 @@
 """Finished runs kept small enough for the repository: one gzipped JSON file a run, from which the evidence is made anew.
 
 A file says which settings, base model, scorers and machine it comes from, and holds the scores of every image of every
-checkpoint (on geneval also what is wrong with it), the collapse guards and the learning curve. Numbers keep seven digits.
+checkpoint (of geneval also what is wrong with it), the collapse guards and the learning curve. Numbers keep seven digits.
 Equal runs give equal bytes.
 """
 
@@ -14,9 +14,10 @@ import pandas as pd
 
 from star import layout
 from star.analysis import results
-from star.config import Config, run_settings
+from star.config import Config, main_scorer, run_settings
+from star.config.key import training_key, weights_digest
 from star.errors import InputError
-from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
+from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task, require
 from star.files import write_bytes
 from star.scoring.geneval import failure
 
@@ -63,7 +64,7 @@ def _needs(config: Config, task: str, method: str, seed: int) -> list[Path]:
 
 
 def _looks_at_attributes(config: Config, task: str, method: str) -> bool:
-    return asks_about_attributes(config) and task == "pickscore" and method in ATTRIBUTE_METHODS
+    return task == attribute_task(config) and method in ATTRIBUTE_METHODS
 
 
 def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -72,9 +73,7 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
     Files of runs that are not here stay: those of several machines come together. Raises InputError when a run was
     trained with other settings than `config` has, or when `folder` holds the same run of other settings or another base model.
     """
-    from star.models.sd3 import weights_digest
-
-    base, written, missing = weights_digest(config.policy), [], []
+    base, written, missing = weights_digest(config.policy.model, config.policy.revision), [], []
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs(config):
         absent = [path for path in _needs(config, *run) if not path.is_file()]
@@ -93,7 +92,7 @@ def _source(config: Config, task: str, method: str) -> dict:
     """What two files of the same run must have in common."""
     settings = run_settings(config, task, method)
     return {
-        "settings": settings.digest(),
+        "settings": training_key(settings),
         "steps": layout.epochs(config, task, method),
         "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
     }
@@ -112,14 +111,14 @@ def _collected(config: Config, base: str, task: str, method: str, seed: int) -> 
     run = layout.run(config, task, method, seed)
     scores = pd.concat(results.run_scores(config, task, method, seed).values(), ignore_index=True)
     made = {"task": task, "method": method, "seed": seed, **_source(config, task, method), "base": base}
-    if task == "geneval" and "reason" not in scores:
+    if main_scorer(config, task) == "geneval" and "reason" not in scores:
         raise InputError(f"{run.folder}/scores: images without `reason`; score them again with `star score`")
-    wrong = {"failure": scores["reason"].map(failure)} if task == "geneval" else {}
+    wrong = {"failure": scores["reason"].map(failure)} if main_scorer(config, task) == "geneval" else {}
     made |= {"scores": _columns(scores[_SCORES].assign(**wrong)), "guards": _columns(results.guards(config, scores)[_GUARDS])}
     if method != "base":
         trained = json.loads(run.settings.read_text(encoding="utf-8"))
         wanted = run_settings(config, task, method).model_dump(mode="json")
-        for section in ("rollout", "training", "allocation", "reward", "policy"):
+        for section in ("rollout", "objective", "optimizer", "training", "checkpoints", "allocation", "reward", "policy"):
             if trained[section] != wanted[section]:
                 raise InputError(f"{run.settings}: `{section}` differs from the configuration's; train again, or use that one")
         made["environment"] = json.loads(run.environment.read_text(encoding="utf-8"))
@@ -175,7 +174,7 @@ def read(config: Config, folder: Path) -> Data:
                 )
             made = _load(path)
             _same_source(path, made, _source(config, task, method) | base)
-            if task == "geneval" and "failure" not in made["scores"]:
+            if main_scorer(config, task) == "geneval" and "failure" not in made["scores"]:
                 raise InputError(f"{path}: of an older version, without what is wrong with its images; collect the run again")
             base, machines[task, method, seed] = {"base": made["base"]}, made.get("environment")
             if precision := (made.get("environment") or {}).get("precision"):

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from star.analysis.results import shared_methods
-from star.analysis.style import SCORE_AXES, STYLE, caption, legend, look, save, seeds
+from star.analysis.style import SCORE_AXES, STYLE, caption, legend, look, save, score_axis, seeds
 from star.analysis.text import digits, probability
 from star.config import Config
-from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, compared
+from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, attribute_task, compared
 from star.evidence.tables import KINDS
 
 Tables = dict[str, pd.DataFrame]
@@ -95,10 +95,6 @@ def _panels(tasks: Sequence[str], beside: int, rows: int) -> tuple[Figure, np.nd
     return figure, axes[0]
 
 
-def _axis(task: str) -> str:
-    return SCORE_AXES.get(task, "score")
-
-
 def _by_task(config: Config, tables: Tables, pairs: tuple[tuple[str, str], ...]) -> dict[str, pd.DataFrame]:
     """The comparisons of these pairs, on the tasks that have any."""
     found = {task: compared(tables["evidence"], task, pairs) for task in config.tasks}
@@ -113,7 +109,7 @@ def differences(config: Config, tables: Tables, question: Question) -> Figure:
     by_step = question.letter == "d" and len(tables["evidence_localisation"]) > 0
     figure, axes = _panels(tasks, len(extra) + by_step, max(map(len, found.values())))
     for panel, (task, rows) in zip(axes, found.items(), strict=False):
-        _difference_rows(panel, rows, tables["evidence_by_seed"], _axis(task))
+        _difference_rows(panel, rows, tables["evidence_by_seed"], score_axis(config, task))
         panel.set_title(f"{task}: {_sample(rows)}")
     for panel, (quantity, axis) in zip(axes[len(tasks) :], extra, strict=False):
         _diagnostic_rows(panel, config, tables["evidence_diagnostics"], question, tasks[0], quantity, axis)
@@ -165,7 +161,7 @@ def main(config: Config, tables: Tables) -> Figure:
     size = (max(6.4, 3.9 * len(tasks)), above + below + 0.6)
     figure, axes = plt.subplots(2, len(tasks), figsize=size, squeeze=False, layout="constrained", height_ratios=[above, below])
     for column, (task, rows) in enumerate(found.items()):
-        _difference_rows(axes[0][column], rows, tables["evidence_by_seed"], _axis(task))
+        _difference_rows(axes[0][column], rows, tables["evidence_by_seed"], score_axis(config, task))
         axes[0][column].set_title(f"{task}: {_sample(rows)}")
         shared = shared_methods(config, task)
         curves = tables["evidence_learning"][lambda t, task=task: t["task"] == task]
@@ -175,7 +171,7 @@ def main(config: Config, tables: Tables) -> Figure:
             x = points["epoch"] + dodge * (i - (len(shared) - 1) / 2) * (points["epoch"] > 0)
             reach = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy().T - points["mean"].to_numpy()))
             axes[1][column].errorbar(x, points["mean"], yerr=reach, **style, markersize=5, capsize=2, label=method)
-        axes[1][column].set(xlabel="epoch (0: untrained)", ylabel=_axis(task))
+        axes[1][column].set(xlabel="epoch (0: untrained)", ylabel=score_axis(config, task))
     legend(figure, axes[1])
     caption(
         figure,
@@ -207,8 +203,9 @@ def attributes(config: Config, tables: Tables) -> Figure:
         panel.margins(x=0.2)
     caption(
         figure,
-        f"(b) {ATTRIBUTES.title}; trained on pickscore, {config.experiment}, {seeds(config)}. The first three kinds say "
-        "the same things, without a ground and on a dark or light one; the last says that all objects have one colour. "
+        f"(b) {ATTRIBUTES.title}; trained on {attribute_task(config)}, {config.experiment}, {seeds(config)}. "
+        "The first three kinds say the same things, without a ground and on a dark or light one; the last says that all "
+        "objects have one colour. "
         f"{_CROSSED.capitalize()}.",
     )
     return figure
@@ -268,7 +265,7 @@ def guards(config: Config, tables: Tables) -> Figure:
             label = {"diversity": "diversity within a prompt"}.get(
                 guard, f"{guard}'s scorer on these pictures" if guard in SCORE_AXES else guard
             )
-            panel.set(xlabel=f"test score: {_axis(task)}", ylabel=label, title=task if row == 0 else "")
+            panel.set(xlabel=f"test score: {score_axis(config, task)}", ylabel=label, title=task if row == 0 else "")
         rows = equal[(equal["task"] == task) & (equal["guard"] == "diversity") & equal["mean"].notna()]
         for y, r in enumerate(rows.itertuples()):
             style = look(config, r.method)

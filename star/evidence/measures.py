@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from star.analysis.results import shared_methods
-from star.config import TASKS, Config, methods_of, run_settings
+from star.config import SCORERS, Config, methods_of, run_settings
 from star.evidence import estimates
 from star.evidence.tables import INTERVAL, curves, seeds_of, strata
 from star.scoring.scorer import GUARDS
@@ -78,7 +78,7 @@ def _path(config: Config, scores: pd.DataFrame, guards: pd.DataFrame, task: str,
     for step, found in curves(config, scores, task, method, [seed]).items():
         at = guards[(guards["task"] == task) & (guards["seed"] == seed) & (guards["step"] == step)]
         at = at[at["method"] == ("base" if step == 0 else method)].set_index("guard")["value"]
-        rows[step] = {"score": estimates.estimate(estimates.cells(found, "score", strata(task))), **at.to_dict()}
+        rows[step] = {"score": estimates.estimate(estimates.cells(found, "score", strata(config, task))), **at.to_dict()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -91,7 +91,7 @@ def guard_paths(config: Config, scores: pd.DataFrame, guards: pd.DataFrame) -> p
             mean = pd.concat(runs).groupby(level=0).mean().rename_axis("step").reset_index()
             rows.append(mean.assign(task=task, method=method))
     table = pd.concat(rows, ignore_index=True)
-    return table[["task", "method", "step", "score", *(g for g in (*GUARDS, *TASKS) if g in table)]]
+    return table[["task", "method", "step", "score", *(g for g in (*GUARDS, *SCORERS) if g in table)]]
 
 
 def diagnostics(config: Config, metrics: pd.DataFrame) -> pd.DataFrame:

@@ -126,14 +126,13 @@ def answered(config: Config) -> list[Question]:
         question: any(set(pair) <= set(methods_of(config, t)) for t in config.tasks for pair in question.pairs)
         for question in QUESTIONS
     }
-    known |= {ATTRIBUTES: asks_about_attributes(config), COST: True, GUARDS: True}
+    known |= {ATTRIBUTES: attribute_task(config) is not None, COST: True, GUARDS: True}
     return [question for question in QUESTIONS if known[question]]
 
 
-def asks_about_attributes(config: Config) -> bool:
-    """Whether question (b) can be asked: in the miniature, with `star` and `flow_grpo` on its task of free captions."""
-    return (
-        config.prompts.world == "miniature"
-        and "pickscore" in config.tasks
-        and {"star", "flow_grpo"} <= set(methods_of(config, "pickscore"))
-    )
+def attribute_task(config: Config) -> str | None:
+    """The task of free captions that question (b) is asked on, with `star` and `flow_grpo`; None where there is none."""
+    for name, task in config.tasks.items():
+        if task.prompts.set == "preference" and {"star", "flow_grpo"} <= set(methods_of(config, name)):
+            return name
+    return None

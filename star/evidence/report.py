@@ -9,7 +9,7 @@ import pandas as pd
 from star.analysis.text import digits, probability
 from star.config import Config, methods_of, run_settings
 from star.evidence.estimates import RESAMPLES
-from star.evidence.questions import MAIN, QUESTIONS, compared
+from star.evidence.questions import MAIN, QUESTIONS, attribute_task, compared
 
 Pair = tuple[str, str]
 _SIGNIFICANT = 0.05
@@ -162,7 +162,7 @@ def _rates(config: Config, task: str) -> str:
     """The learning rates on a task: the most common one first, the others with the methods that have them."""
     methods: dict[float, list[str]] = {}
     for name in methods_of(config, task):
-        methods.setdefault(run_settings(config, task, name).training.learning_rate, []).append(name)
+        methods.setdefault(run_settings(config, task, name).optimizer.learning_rate, []).append(name)
     common, *others = sorted(methods, key=lambda rate: -len(methods[rate]))
     return "; ".join([f"{common:g}", *(f"{rate:g} ({', '.join(methods[rate])})" for rate in others)])
 
@@ -203,6 +203,7 @@ def text(asked: Config, config: Config, tables: dict[str, pd.DataFrame], figures
         resamples=RESAMPLES,
         said=said,
         tables=tables,
+        attribute_task=attribute_task(config),
         machines=_machines(tables["evidence_runs"]),
         thresholds=_thresholds(tables["evidence_thresholds"], said),
         wide=_wide,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from star import layout
 from star.analysis.statistics import PAIR, by_tag
-from star.config import Config, methods_of
+from star.config import Config, main_scorer, methods_of
 from star.evidence import estimates
 from star.evidence.estimates import Cells
 from star.evidence.questions import ATTRIBUTE_METHODS, MAIN, QUESTIONS
@@ -24,8 +24,8 @@ def seeds_of(scores: pd.DataFrame, task: str, *methods: str) -> list[int]:
     return sorted(set.intersection(*found))
 
 
-def strata(task: str) -> str | None:
-    return "tag" if by_tag(task) else None
+def strata(config: Config, task: str) -> str | None:
+    return "tag" if by_tag(main_scorer(config, task)) else None
 
 
 def curves(config: Config, scores: pd.DataFrame, task: str, method: str, seeds: Collection[int] | None = None) -> Curves:
@@ -67,7 +67,7 @@ def by_seed(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """Difference of the final scores of every pair under every seed: task, method, reference, seed, difference."""
     rows = []
     for pair, final, *_ in _pairs(config, scores):
-        values = estimates.by_seed(estimates.cells(final, "score", strata(pair["task"])))
+        values = estimates.by_seed(estimates.cells(final, "score", strata(config, pair["task"])))
         rows += [pair | {"seed": s, "difference": v} for s, v in zip(sorted(final["seed"].unique()), values, strict=True)]
     return pd.DataFrame(rows)
 
@@ -82,7 +82,7 @@ def comparisons(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for pair, final, one, other in _pairs(config, scores):
-        by = strata(pair["task"])
+        by = strata(config, pair["task"])
         found = estimates.cells(final, "score", by)
         model = estimates.mixed(found)
         area = (np.nan, np.nan, np.nan)
@@ -110,25 +110,26 @@ def learning(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
     for task in config.tasks:
         for method in methods_of(config, task):
             for epoch, found in curves(config, scores, task, method).items():
-                values = estimates.bootstrap(estimates.cells(found, "score", strata(task)))
+                values = estimates.bootstrap(estimates.cells(found, "score", strata(config, task)))
                 known = {"task": task, "method": method, "epoch": epoch, "images": len(found), "seeds": found["seed"].nunique()}
                 rows.append(known | dict(zip(INTERVAL, values, strict=True)))
     return pd.DataFrame(rows)
 
 
 def failures(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
-    """What is wrong with final test images of geneval: task, method, failure, mean, low, high, images.
+    """What is wrong with final test images of tasks that geneval scores: task, method, failure, mean, low, high, images.
 
     Intervals: bootstrap over seeds and prompts. Shares are of all images and weighted as the score is, so that a method's
     failures add up to 1 - its score; `base` comes first.
     """
     rows = []
-    for method in ("base", *methods_of(config, "geneval")):
-        of_epoch = curves(config, scores, "geneval", method)
+    judged = [task for task in config.tasks if main_scorer(config, task) == "geneval"]
+    for task, method in ((t, m) for t in judged for m in ("base", *methods_of(config, t))):
+        of_epoch = curves(config, scores, task, method)
         final = of_epoch[max(of_epoch)]
         for kind in FAILURES:
-            found = estimates.cells(final.assign(score=(final["failure"] == kind).astype(float)), "score", strata("geneval"))
-            rows.append(("geneval", method, kind, *estimates.bootstrap(found), len(final)))
+            found = estimates.cells(final.assign(score=(final["failure"] == kind).astype(float)), "score", strata(config, task))
+            rows.append((task, method, kind, *estimates.bootstrap(found), len(final)))
     return pd.DataFrame(rows, columns=["task", "method", "failure", *INTERVAL, "images"])
 
 
@@ -142,7 +143,7 @@ def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
         if "flow_grpo" not in methods_of(config, task):
             continue
         heights = {
-            m: {e: estimates.cells(f, "score", strata(task)) for e, f in curves(config, scores, task, m).items()}
+            m: {e: estimates.cells(f, "score", strata(config, task)) for e, f in curves(config, scores, task, m).items()}
             for m in methods_of(config, task)
         }
         scalar = [estimates.estimate(c) for c in heights["flow_grpo"].values()]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from star.config import Config
+from star.config import Config, main_scorer
 
 
 def collect(config: Config, folder: Path) -> None:
@@ -41,7 +41,7 @@ def write(config: Config, folder: Path, out: Path) -> None:
         "evidence_localisation": measures.localisation_by_step(config, metrics),
         "evidence_runs": measures.runs(metrics, found.machines),
     }
-    if "geneval" in config.tasks:
+    if any(main_scorer(config, task) == "geneval" for task in config.tasks):
         tables["evidence_failures"] = evidence.failures(config, scores)
     if found.attributes is not None:
         tables["evidence_attributes"] = evidence.attributes(*found.attributes)
