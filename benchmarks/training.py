@@ -20,7 +20,7 @@ from star.errors import InputError
 from star.prompts import make
 from star.runtime import declare_torchvision
 
-TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
+TASK = {"miniature": "shapes", "sd35-medium": "pickscore"}
 LAYERS = 24
 
 
@@ -40,7 +40,7 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
     if device == "cuda" and not torch.cuda.is_available():
         small = "--layers 2 --device cpu --resolution 128 --batch 2"
         raise InputError(f"--device: no CUDA GPU here; {f'try {small}' if true_size else 'give --device cpu'}")
-    changes = [f"policy.device={device}", f"scorers.device={device}", "training.learning_rate=1e-6"]
+    changes = [f"policy.device={device}", f"scorers.device={device}", "optimizer.learning_rate=1e-6"]
     if args.resolution:
         changes.append(f"policy.resolution={args.resolution}")
     if not true_size:
@@ -55,7 +55,8 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
 def _measure(args: argparse.Namespace) -> None:
     config, paper = prepare(args)
     settings = {method: configuration.run_settings(config, TASK[args.size], method) for method in ("flow_grpo", "star")}
-    records, star = make.records(config, "geneval", "test"), settings["star"]
+    prompts = "shapes" if args.size == "miniature" else "geneval"
+    records, star = make.records(config, prompts, "test"), settings["star"]
 
     import sd35_medium
     import suite

@@ -19,7 +19,7 @@ from star.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from star.config import Policy
+    from star.config import PolicySettings
 
 _TORCHVISION_OPERATORS = ("nms", "qnms")
 _TORCHVISION_ARGUMENTS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -50,7 +50,7 @@ def has_bfloat16(device: "torch.device") -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # elsewhere nothing was measured
 
 
-def pick_precision(policy: "Policy") -> "torch.dtype":
+def pick_precision(policy: "PolicySettings") -> "torch.dtype":
     """The precision inside the transformer; `auto` is bfloat16 where the policy's device has it, else float32 (ours)."""
     import torch
 

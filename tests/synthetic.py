@@ -14,9 +14,9 @@ from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task
 from star.files import write_json, write_jsonl, write_text
 
 TAGS = {
-    "geneval": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
-    "ocr": {"ocr": 96},
-    "pickscore": {"free": 96},
+    "shapes": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
+    "letters": {"ocr": 96},
+    "preference": {"free": 96},
 }
 LEARNED = {"geneval": 0.16, "ocr": 0.18, "pickscore": 4.5}  # by flow_grpo
 START = {"geneval": 0.5, "ocr": 0.45, "pickscore": 13.0}

@@ -105,7 +105,7 @@ def allocation_map(
     `noise_BThw`, standard normal noise of the trained steps, is what the controls `random` and `shuffled` need.
     """
     raw_BThw = over_steps(raw_map(allocation.source, observation), allocation.steps)[:, list(trained)]
-    if allocation.inverse:
+    if allocation.control == "inverse":
         raw_BThw = raw_BThw.amax((-1, -2), keepdim=True) + raw_BThw.amin((-1, -2), keepdim=True) - raw_BThw
     M_BThw = token_map(
         raw_BThw,
@@ -115,8 +115,8 @@ def allocation_map(
         granularity=allocation.granularity,
         normalisation=allocation.normalisation,
     )
-    if allocation.source in ("random", "shuffled"):
-        M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.source == "random")
+    if allocation.control in ("random", "shuffled"):
+        M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.control == "random")
     return _repeat(M_BThw, observation.patch)
 
 

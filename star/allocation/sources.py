@@ -46,8 +46,6 @@ def _oracle(seen: Observation) -> torch.Tensor:
 _SOURCES: dict[str, Callable[[Observation], torch.Tensor]] = {
     "uniform": _uniform,
     "attention": _attention,
-    "random": _attention,
-    "shuffled": _attention,
     "oracle": _oracle,
 }
 

@@ -35,7 +35,7 @@ def shared_methods(config: Config, task: str) -> list[str]:
 
 def reported(config: Config, task: str) -> list[str]:
     """The scorers whose scores are reported for a task; the first is its main column."""
-    return [task]
+    return config.tasks[task].report
 
 
 def main_scorer(config: Config, task: str) -> str:

@@ -14,7 +14,8 @@ import pandas as pd
 
 from star import code, layout
 from star.analysis import results
-from star.config import DRAWN_BY, Config, run_settings
+from star.config import Config, run_settings
+from star.config.key import VERSIONS, training_key, weights_digest
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, looks_at_attributes, require
 from star.files import write_bytes
@@ -59,9 +60,7 @@ def collect(config: Config, folder: Path) -> tuple[list[Path], list[Path]]:
     other settings than `config` has, or by several versions of the code, or when `folder` holds the same run of other settings
     or another base model.
     """
-    from star.models.load import weights_digest
-
-    base, written, missing = weights_digest(config.policy), [], []
+    base, written, missing = weights_digest(config.policy.model, config.policy.revision), [], []
     for run in layout.runs(config):
         absent = [path for path in _needed_files(config, run) if not path.is_file()]
         if absent:
@@ -105,10 +104,10 @@ def _source(config: Config, run: RunName) -> dict[str, Any]:
     task, method, _ = run
     settings = run_settings(config, task, method)
     return {
-        "settings": settings.digest(),
+        "settings": training_key(settings),
         "epochs": layout.epochs(config, task, method),
         "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
-        "drawn_by": DRAWN_BY,
+        "drawn_by": VERSIONS["sampling"],
     }
 
 

@@ -196,7 +196,7 @@ def _learning_rates(config: Config, task: str) -> str:
     """The most common learning rate first, the others with the methods that have them."""
     methods_with: dict[float, list[str]] = {}
     for method in methods_of(config, task):
-        methods_with.setdefault(run_settings(config, task, method).training.learning_rate, []).append(method)
+        methods_with.setdefault(run_settings(config, task, method).optimizer.learning_rate, []).append(method)
     common, *others = sorted(methods_with, key=lambda rate: -len(methods_with[rate]))
     return "; ".join([f"{common:g}", *(f"{rate:g} ({', '.join(methods_with[rate])})" for rate in others)])
 

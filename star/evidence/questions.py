@@ -1,13 +1,13 @@
 """What the evidence asks, and which methods answer it.
 
-The methods' names are those of config/evidence-miniature.yaml and, in the last question, config/evidence-replication.yaml.
+The methods' names are those of config/experiments/evidence-miniature.yaml and, in the last question, config/experiments/evidence-replication.yaml.
 """
 
 from typing import NamedTuple
 
 from star.config import Config, methods_of
 from star.errors import InputError
-from star.worlds.door import set_of, world
+from star.worlds.door import world
 
 Pair = tuple[str, str]  # method, reference
 
@@ -170,7 +170,7 @@ def can_be_asked(config: Config) -> bool:
 def require(config: Config) -> None:
     """Raise InputError where `can_be_asked` is false."""
     if len(config.seeds) < 2:
-        raise InputError("seeds: evidence needs at least two, better five; see config/evidence-miniature.yaml")
+        raise InputError("seeds: evidence needs at least two, better five; see config/experiments/evidence-miniature.yaml")
     if not can_be_asked(config):
         raise InputError("methods: evidence compares `star` with `flow_grpo` on the same task, two seeds of each at least")
 
@@ -198,7 +198,8 @@ def attribute_task(config: Config) -> str | None:
 
 
 def _has_global(config: Config, task: str) -> bool:
-    return "global" in world(config.prompts.world).splits(set_of(config, task))
+    prompt_set = config.tasks[task].prompts.set
+    return prompt_set is not None and "global" in world(config.prompts.world).splits(prompt_set)
 
 
 def looks_at_attributes(config: Config, task: str, method: str) -> bool:

@@ -10,7 +10,7 @@ from star.hub.check import Package, Source
 from star.models.sources import base
 from star.scoring.scorer import needed
 from star.scoring.sources import of_scorer
-from star.worlds.door import PromptFile, set_of, world
+from star.worlds.door import PromptFile, world
 
 
 def _all(config: Config) -> Iterator[Source | Package]:
@@ -32,8 +32,8 @@ def packages(config: Config) -> list[Package]:
 def published_prompts(config: Config) -> list[PromptFile]:
     """The published files that the tasks take prompts from, each once; validation prompts come from the training file."""
     origin, files = world(config.prompts.world), {}
-    for task in config.tasks:
+    for prompts in (task.prompts for task in config.tasks.values()):
         for split in ("train", "test"):
-            if split not in config.prompts.files.get(task, {}):
-                files |= {file.name: file for file in origin.files(set_of(config, task), split, config.prompts)}
+            if prompts.set is not None and getattr(prompts, split) is None:
+                files |= {file.name: file for file in origin.files(prompts.set, split, config.prompts)}
     return list(files.values())

@@ -16,11 +16,11 @@ from torch import nn
 
 from star.config import Lora
 from star.errors import InputError
+from star.layout import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from star.models.door import FlowModel
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 _NAME = "default"
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerFast
 
-    from star.config import Compute, Policy
+    from star.config import Compute, PolicySettings
 
 _FAMILIES = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}  # class in model_index.json -> module:class
 
@@ -103,7 +103,7 @@ class FlowModel(Protocol):
         """Text of the true shapes whose content does not matter, for estimates without data."""
 
 
-def load_model(settings: "Policy", compute: "Compute | None" = None) -> FlowModel:
+def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:
     """The base that `policy.model` names, by the class name in its model_index.json.
 
     Raises InputError, with the remedy, when folder, repository, licence or revision is missing, and for a family that is not

@@ -1,22 +1,20 @@
 """Loading a base pipeline from a folder or a hub repository, whole or not at all, and naming its weights."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline
 
-from star.config import Policy
+from star.config import PolicySettings
 from star.errors import InputError
 from star.hub import check as hub
-from star.hub import lock, weights
-from star.models.adapter import ADAPTER_FILE
+from star.hub import weights
 from star.models.sources import base
 from star.runtime import pick_precision
 
 
-def pipeline_class(settings: Policy) -> str:
+def pipeline_class(settings: PolicySettings) -> str:
     """The class name in the base's model_index.json. Raises InputError as `load_pipeline`."""
     if not Path(settings.model).is_dir() and not hub.is_repository(settings.model):
         remedy = "the miniature is made by `snakemake pretrain_miniature`"
@@ -27,7 +25,7 @@ def pipeline_class(settings: Policy) -> str:
     return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
 
 
-def load_pipeline(settings: Policy) -> DiffusionPipeline:
+def load_pipeline(settings: PolicySettings) -> DiffusionPipeline:
     """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
     name = pipeline_class(settings)
     cls = getattr(diffusers, name, None)
@@ -46,24 +44,3 @@ def has_tokenizers(pipe: DiffusionPipeline) -> bool:
     encoders = {name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None}
     tokenizers = {name: getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in encoders}
     return all(len(tokenizers[name]) > 0.9 * encoder.config.vocab_size for name, encoder in encoders.items())
-
-
-def weights_digest(settings: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and commit."""
-    digest = hashlib.sha256()
-    folder = Path(settings.model)
-    for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
-        digest.update(file.read_bytes())
-    pinned = settings.revision
-    if hub.is_repository(settings.model):
-        pinned = lock.commit(settings.model, settings.revision, "policy.revision")
-    digest.update(f"{settings.model}@{pinned}".encode())
-    if adapter is not None:
-        digest.update((adapter / ADAPTER_FILE).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def origin(settings: Policy, adapter: Path | None = None) -> str:
-    """The weights and, with precision `auto`, what that is here: what was begun in one is not continued in the other."""
-    chosen = f"-{pick_precision(settings)}" if settings.precision == "auto" else ""
-    return f"{weights_digest(settings, adapter)}{chosen}"

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from star.allocation.columns import token_columns
 from star.config import Compute
-from star.config import Policy as Settings
+from star.config import PolicySettings as Settings
 from star.errors import InputError
-from star.models.adapter import ADAPTER_FILE
+from star.layout import ADAPTER_FILE
 from star.models.attention import Recorder, Tap, attention, attention_with_lse, check_recordable
 from star.models.door import Geometry
 from star.prompts.record import Span

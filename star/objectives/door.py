@@ -104,6 +104,11 @@ class Objective(Protocol):
 
 def make_objective(settings: "RunSettings") -> Objective:
     """The objective of a run."""
+    from star.objectives.awm import Awm
     from star.objectives.flow_grpo import FlowGrpo
+    from star.objectives.guard import Guard
+    from star.objectives.nft import Nft
+    from star.objectives.pepg import Pepg
 
-    return FlowGrpo(settings.training, settings.allocation)
+    objectives = {"flow_grpo": FlowGrpo, "guard": Guard, "nft": Nft, "pepg": Pepg, "awm": Awm}
+    return objectives[settings.objective.name](settings.objective)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from star.allocation.spread import spread
-from star.config import Allocation, Training
+from star.config import FlowGrpo as Settings
 from star.flow.schedule import log_prob, step_mean
 from star.objectives import trajectory
 from star.objectives.advantages import group_advantages
@@ -30,16 +30,16 @@ class FlowGrpo:
     drops_zero_advantage = True
     idle = trajectory.IDLE
 
-    def __init__(self, training: Training, allocation: Allocation) -> None:
-        self.by_location = allocation.objective == "per_location"
-        self.clip_range = training.location_clip_range if self.by_location else training.clip_range
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.by_location = settings.form == "per_location"
+        self.clip_range = settings.location_clip_range if self.by_location else settings.clip_range
         self.ratio_off_one = trajectory.ratio_off_one(self.clip_range)
-        self.kl_weight, self.advantage_clip = training.kl_beta, training.advantage_clip
-        self.asks = frozenset({"reference"} if training.kl_beta > 0 else ())
+        self.asks = frozenset({"reference"} if settings.kl_weight > 0 else ())
 
     def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
         """Group-relative advantages, float64 [B]."""
-        return group_advantages(reward_B, group_B, self.advantage_clip)
+        return group_advantages(reward_B, group_B, self.settings.advantage_clip, self.settings.advantage_spread)
 
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Transition]:
         """The transitions of the trained steps."""
@@ -59,7 +59,7 @@ class FlowGrpo:
             loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, self.clip_range)
         else:
             loss_M, ratio = clipped_loss(advantage_M, spread(new_MHW, map_MHW), spread(old_MHW, map_MHW), self.clip_range)
-        terms = trajectory.terms(point, mean, velocities, loss_M=loss_M, ratio=ratio, kl=self.kl_weight)
+        terms = trajectory.terms(point, mean, velocities, loss_M=loss_M, ratio=ratio, kl=self.settings.kl_weight)
         terms.means["clip_fraction"] = trajectory.clipped_share(ratio, self.clip_range)
         return terms
 

@@ -8,7 +8,7 @@ from star.errors import InputError
 from star.files import write_jsonl
 from star.prompts import own
 from star.prompts.record import Prompt
-from star.worlds.door import set_of, world
+from star.worlds.door import world
 
 SPLITS = ("train", "validation", "test", "global")
 
@@ -22,12 +22,15 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
-    prompt_set, origin = set_of(config, task), world(config.prompts.world)
+    settings, origin = config.tasks[task], world(config.prompts.world)
+    if file := getattr(settings.prompts, split, None):
+        return own.records(Path(file), task, {*settings.reward, *settings.report})
+    prompt_set = settings.prompts.set
+    if prompt_set is None:
+        raise InputError(f"tasks.{task}.prompts.{split}: no file; name one, or the `set` that has the split")
     if split not in origin.splits(prompt_set):
         known = ", ".join(origin.splits(prompt_set))
         raise InputError(f"--split {split}: the prompt set `{prompt_set}` of {config.prompts.world} has only {known}")
-    if file := config.prompts.files.get(task, {}).get(split):
-        return own.records(Path(file), task, {task})
     return [replace(record, task=task) for record in origin.records(prompt_set, split, config.prompts)]
 
 

@@ -50,7 +50,7 @@ class ClipColors:
         self._tokenizer = load_tokenizer(source, model)
         self._images = load(_Processor, source)
         self.fingerprint = f"color={source.name}@{digest(model)}"
-        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]
+        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.geneval.precision]
         self._model = model.to(self._device, self._dtype)
         self._classes: dict[str, torch.Tensor] = {}
 
@@ -84,5 +84,5 @@ class ClipColors:
         pixels = self._images(crops, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         images_BD = _unit(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
         if not images_BD.isfinite().all():
-            raise ScorerFailed("the colour model's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the colour model's outputs are not finite; set scorers.geneval.precision to float32")
         return images_BD

@@ -129,11 +129,11 @@ def rapidocr_found() -> str:
     """Where RapidOCR's weights are. Raises InputError when the package is missing or lacks one."""
     package = importlib.util.find_spec("rapidocr")
     if package is None:
-        raise InputError("scorers.ocr_engine: rapidocr needs its package; run `make install`")
+        raise InputError("scorers.ocr.engine: rapidocr needs its package; run `make install`")
     folder = Path(package.origin).parent / "models"
     if absent := [name for name in ("*_det_*.onnx", "*_rec_*.onnx") if not list(folder.glob(name))]:
         raise InputError(
-            f"scorers.ocr_engine: rapidocr, weights in {folder} lack {', '.join(absent)}: "
+            f"scorers.ocr.engine: rapidocr, weights in {folder} lack {', '.join(absent)}: "
             "`pip install --force-reinstall rapidocr`"
         )
     return f"rapidocr, weights in {folder}"
@@ -149,7 +149,7 @@ def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
         from easyocr.config import MODULE_PATH, detection_models, recognition_models
     except ModuleNotFoundError as error:
         raise InputError(
-            f"scorers.ocr_engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
+            f"scorers.ocr.engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
             "or use rapidocr"
         ) from None
     models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
@@ -162,9 +162,9 @@ def easyocr_found(weights: str | None) -> str:
     if absent := ", ".join(str(file) for file in files if not file.is_file()):
         if weights is not None:
             remedy = "name the folder that has EasyOCR's weights, or leave the key out"
-            raise InputError(f"scorers.ocr_weights: {absent} missing: {remedy}")
-        remedy = "run `star fetch` with a network, or name a folder: scorers.ocr_weights"
-        raise InputError(f"scorers.ocr_engine: {absent} missing: {remedy}")
+            raise InputError(f"scorers.ocr.weights: {absent} missing: {remedy}")
+        remedy = "run `star fetch` with a network, or name a folder: scorers.ocr.weights"
+        raise InputError(f"scorers.ocr.engine: {absent} missing: {remedy}")
     return f"easyocr, weights in {files[0].parent}"
 
 
@@ -188,7 +188,7 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     from star.hub.weights import resolve
 
     if weights is not None and (missing := [file for file in files if not file.is_file()]):
-        raise InputError(f"scorers.ocr_weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")
+        raise InputError(f"scorers.ocr.weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")
     where = resolve(device)
     options = {} if weights is None else {"model_storage_directory": weights, "user_network_directory": weights}
     with _weights_only():
@@ -200,8 +200,8 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
         except OSError as error:  # no network, or another MD5
             why = " ".join(str(error).split())[:160]
             raise InputError(
-                f"scorers.ocr_weights: EasyOCR has not got its weights ({why}); run once with network, or give the folder "
-                "that holds them, or use scorers.ocr_engine: rapidocr"
+                f"scorers.ocr.weights: EasyOCR has not got its weights ({why}); run once with network, or give the folder "
+                "that holds them, or use scorers.ocr.engine: rapidocr"
             ) from None
     if where == "cuda":  # out of its DataParallel, which wants the first GPU; a training's other processes have others
         reader.detector, reader.recognizer = reader.detector.module, reader.recognizer.module

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from star.errors import InputError
 from star.prompts.record import Prompt
 from star.runtime import declare_torchvision
-from star.worlds.door import set_of, world
+from star.worlds.door import world
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +45,14 @@ def can_score(task: str, record: Prompt) -> bool:
 
 
 def needed(config: "Config") -> set[str]:
-    """The scorers that a configuration runs: of its tasks and their rewards, and those that the collapse guards look with.
+    """The scorers that a configuration runs: of its rewards and reports, and those that the collapse guards look with.
 
     The guards look with every scorer that a task's prompts give enough to.
     """
     origin = world(config.prompts.world)
-    judges = (origin.judged_by(set_of(config, task)) for task in config.tasks)
-    return {"pickscore", *config.tasks}.union(*judges, *(task.reward for task in config.tasks.values()))
+    sets = (task.prompts.set for task in config.tasks.values() if task.prompts.set is not None)
+    named = ([*task.reward, *task.report] for task in config.tasks.values())
+    return {"pickscore"}.union(*map(origin.judged_by, sets), *named)
 
 
 def make_scorer(task: str, scorers: "Scorers") -> Scorer:

@@ -20,45 +20,50 @@ def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
 
 def geneval(scorers: Scorers) -> list[Source | Package]:
     """The detector and the model that names colours; the miniature's detector has no weights."""
-    if own_detector(scorers.detector):
+    if own_detector(scorers.geneval.detector):
         return []
-    chosen = detector if scorers.detector == "mask2former" else mmdet
+    chosen = detector if scorers.geneval.detector == "mask2former" else mmdet
     return [chosen(scorers), colors(scorers)]
 
 
 def detector(scorers: Scorers) -> Source:
     """Mask2Former and its image processor."""
-    return Source("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
+    return Source("scorers.geneval.model", scorers.geneval.model, scorers.geneval.revision, ("model", "images"))
 
 
 def mmdet(scorers: Scorers) -> Package:
     """GenEval's own checkpoint, a file of its publication."""
     from star.scoring.mmdetection import found
 
-    return Package("scorers.detector_model", "mmdet", partial(found, scorers.detector_model))
+    return Package("scorers.geneval.model", "mmdet", partial(found, scorers.geneval.model))
 
 
 def colors(scorers: Scorers) -> Source:
     """The CLIP model of GenEval's colours."""
-    return Source("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
+    return Source(
+        "scorers.geneval.color_model",
+        scorers.geneval.color_model,
+        scorers.geneval.color_revision,
+        ("model", "tokenizer", "images"),
+    )
 
 
 def ocr(scorers: Scorers) -> Package:
     """The text recogniser's weights: EasyOCR downloads its own, RapidOCR's lie in its package."""
     from star.scoring import engines
 
-    if scorers.ocr_engine == "rapidocr":
-        return Package("scorers.ocr_engine", "rapidocr", engines.rapidocr_found)
-    fetch = None if scorers.ocr_weights else partial(engines.easyocr_fetched, scorers.ocr_mode, scorers.ocr_size)
-    return Package("scorers.ocr_engine", "easyocr", partial(engines.easyocr_found, scorers.ocr_weights), fetch)
+    if scorers.ocr.engine == "rapidocr":
+        return Package("scorers.ocr.engine", "rapidocr", engines.rapidocr_found)
+    fetch = None if scorers.ocr.weights else partial(engines.easyocr_fetched, scorers.ocr.mode, scorers.ocr.size)
+    return Package("scorers.ocr.engine", "easyocr", partial(engines.easyocr_found, scorers.ocr.weights), fetch)
 
 
 def pickscore_model(scorers: Scorers) -> Source:
     """The CLIP model whose score it is."""
-    return Source("scorers.pickscore_model", scorers.pickscore_model, scorers.pickscore_revision, ("model",))
+    return Source("scorers.pickscore.model", scorers.pickscore.model, scorers.pickscore.revision, ("model",))
 
 
 def pickscore_processor(scorers: Scorers) -> Source:
     """Its tokenizer and image processor, which PickScore's own repository lacks."""
-    processor, revision = scorers.pickscore_processor, scorers.pickscore_processor_revision
-    return Source("scorers.pickscore_processor", processor, revision, ("tokenizer", "images"))
+    processor, revision = scorers.pickscore.processor, scorers.pickscore.processor_revision
+    return Source("scorers.pickscore.processor", processor, revision, ("tokenizer", "images"))

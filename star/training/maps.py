@@ -25,7 +25,7 @@ def make_maps(allocation: "Allocation", rollouts: "Rollouts", epoch: "Epoch") ->
         return None
     steps, tokens = rollouts.raw_RTOhw.shape[1], tuple(rollouts.raw_RTOhw.shape[-2:])
     noise_RThw = None
-    if allocation.source in ("random", "shuffled"):
+    if allocation.control in ("random", "shuffled"):
         shape = (len(rollouts.prompt_B), len(epoch.trained), *tokens)
         noise_RThw = torch.randn(shape, generator=rng("random map", epoch.seed, epoch.number))[rollouts.row_R]
     seen = Observation(
@@ -63,7 +63,7 @@ class PointMaps:
         rollouts, tokens = self.rollouts, self.geometry.tokens
         raw_M1Ohw = None if recorder is None else recorder.raw_maps().unflatten(-1, tokens)[:, None]
         noise_M1hw = None
-        if self.allocation.source in ("random", "shuffled"):
+        if self.allocation.control in ("random", "shuffled"):
             rngs = [rng("random map", self.epoch.seed, self.epoch.number, int(row), index) for row in rows_M]
             noise_M1hw = torch.stack([torch.randn((1, *tokens), generator=generator) for generator in rngs])
         seen = Observation(

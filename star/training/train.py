@@ -11,9 +11,8 @@ from star import code
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
 from star.files import write_json, write_text
-from star.layout import epoch_name
+from star.layout import Run
 from star.models.door import load_model
-from star.models.load import origin
 from star.models.policy import Policy
 from star.objectives.door import make_objective
 from star.prompts.record import Prompt
@@ -71,7 +70,7 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
 def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path, start_over: bool = False) -> None:
     """Train one method on one task into `out`, resuming from its newest checkpoint.
 
-    Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
+    Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
     ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
     whole epoch.
@@ -79,16 +78,15 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
     # What there is to go on from.
     processes = Processes()
     check(settings, prompts, processes.count)
-    digest = f"{settings.digest()}-{origin(settings.policy)}"
-    checkpoints = out / "checkpoints"
-    newest = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, settings.training.epochs, start_over))
+    run, key = Run(out), checkpoint.key_of(settings)
+    newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
 
     # The learner, as it was then.
     objective = make_objective(settings)
-    learner = Learner(make_policy(settings, seed), settings.training, keeps_old="old" in objective.asks)
+    learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     done = checkpoint.resume(newest, learner)
     if processes.rank == 0:
-        _announce(settings, learner.policy, out, done, processes.count)
+        _announce(settings, learner.policy, run, done, processes.count)
     if settings.compute.shard and processes.count > 1:
         learner.policy.shard(processes.count)
 
@@ -108,21 +106,21 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
         regions = world(settings.prompts.world).regions
         session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
         for epoch in bar:
-            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, checkpoints=checkpoints, digest=digest)
+            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
             if processes.rank == 0:
-                _keep(session, row, out, digest)
+                _keep(session, row, run, key)
                 bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
     processes.close()
 
 
-def _announce(settings: RunSettings, policy: Policy, out: Path, done: int, processes: int) -> None:
+def _announce(settings: RunSettings, policy: Policy, run: Run, done: int, processes: int) -> None:
     """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "settings.json", settings.model_dump_json(indent=1))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.settings, settings.model_dump_json(indent=1))
     here = environment(policy.device) | {"precision": str(policy.model.dtype)}
-    write_json(out / "environment.json", here)
-    code.record(out, "star.training.train", fresh=done == 0)
-    _keep_rows(out / "metrics.jsonl", done)
+    write_json(run.environment, here)
+    code.record(run.folder, "star.training.train", fresh=done == 0)
+    _keep_rows(run.metrics, done)
     lines = [*describe(settings, processes), describe_device(policy)]
     if policy.device.type == "cuda":
         lines += describe_memory(policy, settings, processes)
@@ -135,29 +133,29 @@ def _keep_rows(file: Path, epochs: int) -> None:
     write_text(file, "".join(row + "\n" for row in rows))
 
 
-def _epoch_or_stop(session: Session, epoch: int, *, first: bool, checkpoints: Path, digest: str) -> dict:
+def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: str) -> dict:
     """An epoch; when asked to stop in it, a checkpoint of the epoch before, and Preempted."""
     learner, processes = session.learner, session.processes
     before = learner.capture() if processes.rank == 0 else None
     try:
         return run_epoch(session, epoch, first)
     except Preempted as stop:
-        kept = checkpoints / epoch_name(epoch - 1)
+        kept = run.checkpoint(epoch - 1)
         if processes.rank == 0 and epoch > 1 and not kept.exists():
-            checkpoint.save(kept, learner, before, epoch - 1, digest)
+            checkpoint.save(kept, learner, before, epoch - 1, key)
         processes.gather(None)  # a launcher kills all when one leaves
         raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
 
 
-def _keep(session: Session, row: dict, out: Path, digest: str) -> None:
+def _keep(session: Session, row: dict, run: Run, key: str) -> None:
     """Write an epoch's metrics and, when it is time, its checkpoint. Raises Diverged above training.max_kl."""
-    training, epoch = session.settings.training, row["epoch"]
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    settings, epoch = session.settings, row["epoch"]
+    with run.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    if training.max_kl is not None and row["kl"] > training.max_kl:
-        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
-    published = published_epochs(training)
-    if epoch in published or (training.save_every and epoch % training.save_every == 0):
-        checkpoints = out / "checkpoints"
-        checkpoint.save(checkpoints / epoch_name(epoch), session.learner, session.learner.capture(), epoch, digest)
-        checkpoint.prune(checkpoints, training.keep_states, published)
+    max_kl = settings.training.max_kl
+    if max_kl is not None and row["kl"] > max_kl:
+        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {epoch})")
+    published, every = published_epochs(settings), settings.checkpoints.save_every
+    if epoch in published or (every and epoch % every == 0):
+        checkpoint.save(run.checkpoint(epoch), session.learner, session.learner.capture(), epoch, key)
+        checkpoint.prune(run.checkpoints, settings.checkpoints.keep_states, published)

@@ -159,7 +159,7 @@ def update_policy(
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)
-        grad_norm, update_norm = learner.step(settings.training, epoch.number)
+        grad_norm, update_norm = learner.step(epoch.number)
         meter.note(grad_norm=grad_norm, update_norm=update_norm)
         seen.extend(meter)
     return objective.idle | seen.row(processes)

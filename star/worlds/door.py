@@ -16,7 +16,7 @@ from star.prompts.record import Prompt
 if TYPE_CHECKING:
     import numpy as np
 
-    from star.config import Config, Prompts
+    from star.config import Prompts
 
 _MODULES = {"miniature": "star.worlds.miniature.world", "coco": "star.worlds.coco.world"}
 NAMES = tuple(_MODULES)
@@ -79,12 +79,6 @@ def world(name: str) -> World:
     if name not in _MODULES:
         raise InputError(f"prompts.world: no world `{name}`; known are {', '.join(NAMES)}")
     return importlib.import_module(_MODULES[name]).WORLD
-
-
-def set_of(config: "Config", task: str) -> str:
-    """The prompt set of a task, until `tasks.<name>.prompts` says it; the miniature's were named as coco's."""
-    before = {"geneval": "shapes", "ocr": "letters", "pickscore": "preference"}
-    return task if task in world(config.prompts.world).sets else before[task]
 
 
 def own_detector(name: str) -> Detector | None:

@@ -28,10 +28,14 @@ def _config(folder: Path) -> Config:
         "prompts": {"world": "miniature"},
         "policy": {"model": "base", "resolution": 64, "guidance": 1.0},
         "rollout": {},
-        "training": {"epochs": EPOCHS, "checkpoint_every": 4},
+        "training": {"epochs": EPOCHS},
+        "checkpoints": {"every": 4},
         "evaluation": {"images_per_prompt": IMAGES},
         "scorers": {},
-        "tasks": {"geneval": {"reward": {"geneval": 1.0}}, "ocr": {"reward": {"ocr": 1.0}}},
+        "tasks": {
+            "geneval": {"prompts": "shapes", "reward": {"geneval": 1.0}},
+            "ocr": {"prompts": "letters", "reward": {"ocr": 1.0}},
+        },
         "methods": {m: {} for m in ("flow_grpo", "star", "random")},
     }
     return parse(data, "synthetic.yaml")

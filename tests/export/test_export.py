@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 RANK = 4
 
 
-def _policy(base: Path) -> configuration.Policy:
-    return configuration.Policy(model=str(base), resolution=64, max_sequence_length=16, guidance=1.5, device="cpu")
+def _policy(base: Path) -> configuration.PolicySettings:
+    return configuration.PolicySettings(model=str(base), resolution=64, max_sequence_length=16, guidance=1.5, device="cpu")
 
 
 def _adapter(base: Path, out: Path, alpha: int) -> Path:

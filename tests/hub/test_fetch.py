@@ -111,7 +111,7 @@ def test_from_an_empty_lock_to_an_offline_run(hub: Hub, random_base: Path, tmp_p
     done = machine.fetch()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    keys = ["policy.model", "scorers.pickscore_model", "scorers.pickscore_processor"]
+    keys = ["policy.model", "scorers.pickscore.model", "scorers.pickscore.processor"]
     assert [line.split(":")[0] for line in lines] == keys and f"acme/base@{COMMIT}" in lines[0]
 
     # Nothing else was fetched, and what was is locked.
@@ -145,7 +145,7 @@ def test_two_fetches_at_once_keep_each_other_s_lines(hub: Hub, tmp_path: Path) -
     """From one folder into two caches, each of another part of the configuration."""
     machine = Machine(tmp_path, hub.url)
     local = "resources/miniature/pickscore"
-    parts = (LOCAL_BASE, (f"scorers.pickscore_model={local}", f"scorers.pickscore_processor={local}"))
+    parts = (LOCAL_BASE, (f"scorers.pickscore.model={local}", f"scorers.pickscore.processor={local}"))
     running = []
     for number, overrides in enumerate(parts):
         options = [option for override in overrides for option in ("--set", override)]
@@ -189,8 +189,8 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path) -> None:
         ("policy.model=acme/nothing",): "acme/nothing is not on the hub, or private; correct the name",
         ("policy.revision=main",): "policy.revision: 'main' of acme/base can come to mean something else; give a commit",
         ("policy.model=acme/unknown",): "acme/unknown cannot be fetched: module diffusers has no attribute UnknownPipeline",
-        (*LOCAL_BASE, f"scorers.pickscore_revision={'f' * 40}"): "acme/score has no commit ffff",
-        (*LOCAL_BASE, "scorers.pickscore_model=acme/pickle"): "acme/pickle has no safetensors weights",
+        (*LOCAL_BASE, f"scorers.pickscore.revision={'f' * 40}"): "acme/score has no commit ffff",
+        (*LOCAL_BASE, "scorers.pickscore.model=acme/pickle"): "acme/pickle has no safetensors weights",
     }
     machine = Machine(tmp_path, hub.url)
     done = machine.python("-c", SEVERAL, str(machine.config), json.dumps(list(told)))
@@ -217,6 +217,6 @@ def test_a_configuration_on_this_disk_needs_nothing_and_the_paper_s_needs_these(
 
 
 def test_prompt_files_of_a_mirror_are_checked_before_anything_is_fetched(tmp_path: Path) -> None:
-    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.detector_revision={COMMIT}"])
+    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.geneval.revision={COMMIT}"])
     with pytest.raises(InputError, match=re.escape("dataset/ocr/train.txt")):
         next(fetch.fetch(config))

@@ -18,7 +18,7 @@ from star.hub.check import Source
 
 ROOT = Path(__file__).parents[2]
 MOVED = "b" * 40
-CLIP = Source("scorers.pickscore_model", "some/clip", None, ("model", "tokenizer", "images"))
+CLIP = Source("scorers.pickscore.model", "some/clip", None, ("model", "tokenizer", "images"))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_what_is_neither_pinned_nor_locked_is_refused_with_the_remedy(
 def test_a_lock_that_cannot_be_written_is_said_before_work(config: Path, hub_server: Hub) -> None:
     lock.FILE.parent.write_text("a file where the folder should be")
     hub_server.asked.clear()
-    for overrides in ((), (f"policy.revision={COMMIT}", "scorers.pickscore_model=resources", "scorers.pickscore_processor=.")):
+    for overrides in ((), (f"policy.revision={COMMIT}", "scorers.pickscore.model=resources", "scorers.pickscore.processor=.")):
         with pytest.raises(InputError, match=r"weights\.lock\.json: cannot be written \("):
             _fetch(config, *overrides)
     assert hub_server.asked == []

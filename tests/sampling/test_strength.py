@@ -20,7 +20,8 @@ from star.errors import InputError
 from star.flow.sampler import denoise
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
-from star.models.adapter import ADAPTER_FILE, load_adapter
+from star.layout import ADAPTER_FILE
+from star.models.adapter import load_adapter
 from star.models.door import FlowModel, load_model
 from star.models.policy import Policy
 from star.models.sd3 import SD3
@@ -40,7 +41,7 @@ NAMES = ["0", "1"]
 LORA = {"rank": 4, "alpha": 8}
 
 
-def _trained(settings: configuration.Policy) -> Learner:
+def _trained(settings: configuration.PolicySettings) -> Learner:
     """A learner whose weights, and whose average, are as large as a long training's."""
     policy = Policy(load_model(settings), settings.lora, seed=0)
     learner = Learner(policy, configuration.Training(epochs=1, checkpoint_every=1))
@@ -142,13 +143,13 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     more = ("evaluation.steps=4", "evaluation.batch=4", "evaluation.images_per_prompt=2", "training.epochs=2")
-    more += ("training.checkpoint_every=2", "training.learning_rate=0.1", "training.ema_every=1", "policy.guidance=2.5")
+    more += ("checkpoints.every=2", "optimizer.learning_rate=0.1", "training.ema_every=1", "policy.guidance=2.5")
     overrides = [*SMALL, *more, f"policy.model={random_base}", f"policy.precision={precision}"]
     config = configuration.load(ROOT / "config/miniature.yaml", overrides)
     monkeypatch.chdir(ROOT)
-    settings = configuration.run_settings(config, "pickscore", "star")
+    settings = configuration.run_settings(config, "preference", "star")
     everything = tmp_path / "all.jsonl"
-    make.write(config, "pickscore", "test", everything)
+    make.write(config, "preference", "test", everything)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:4]))
     inside: list[np.ndarray] = []
@@ -169,7 +170,7 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
             inside.extend(model.decode(x))
 
     monkeypatch.setattr(checkpoint, "save", save_and_draw)
-    trainer.train(settings, 0, make.records(config, "pickscore", "train"), tmp_path / "run")
+    trainer.train(settings, 0, make.records(config, "preference", "train"), tmp_path / "run")
     drawn = {}
     for name, adapter in (("base", []), ("trained", ["--adapter", str(tmp_path / "run/checkpoints/epoch0002/adapter")])):
         command = [

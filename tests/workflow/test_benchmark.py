@@ -27,7 +27,7 @@ from star.training.update import update_policy
 ROOT = Path(__file__).parents[2]
 SMALL = ["rollout.steps=4", "rollout.groups=2", "rollout.group_size=6", "rollout.batch=4", "rollout.same_start=false"]
 SMALL += ["rollout.trained_fraction=0.99", "training.updates_per_epoch=1", "policy.precision=float32"]
-SMALL += ["training.clip_range=5e-3", "training.kl_beta=1.0", "training.max_grad_norm=1e9"]
+SMALL += ["objective.clip_range=5e-3", "objective.kl_weight=1.0", "optimizer.max_grad_norm=1e9"]
 WHOLE, WINDOW = ["rollout.window=null", "rollout.window_range=null"], ["rollout.window=2", "rollout.window_range=[0, 4]"]
 LATE = ["rollout.window=2", "rollout.window_range=[1, 3]", "rollout.same_start=true"]  # one step before them
 
@@ -47,7 +47,7 @@ class NoRewards:
 
 def _settings(base: Path, *more: str) -> tuple[RunSettings, list[Prompt]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "pickscore", "flow_grpo"), make.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "preference", "flow_grpo"), make.records(config, "preference", "train")
 
 
 def _disturb(parameters: list[torch.nn.Parameter], size: float, seed: int) -> None:
@@ -177,7 +177,7 @@ def test_the_true_size_is_the_published_one() -> None:
 def test_the_true_size_reward_passes_the_scorers_own_checks(tmp_path: Path) -> None:
     sd35_medium.save_pickscore(tmp_path, torch.device("cpu"), layers=2)
     config = configuration.load(ROOT / "config/sd35-medium.yaml", ["scorers.device=cpu"])
-    folder = {"pickscore_model": str(tmp_path), "pickscore_processor": str(tmp_path)}
+    folder = {"pickscore": configuration.Pickscore(model=str(tmp_path), processor=str(tmp_path))}
     scorer = PickScorer(config.scorers.model_copy(update=folder))
     assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a dog")])[0]["reward"])
 
