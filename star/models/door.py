@@ -81,8 +81,13 @@ class FlowModel(Protocol):
     def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
         """For every span its columns among the text columns; none for what truncation cut away."""
 
-    def velocity(self, x_BCHW: torch.Tensor, sigma: float, text: Text, recorder: Recorder | None = None) -> torch.Tensor:
-        """The guided velocity at noise level sigma, float32 [B, C, H, W]; `recorder` keeps the conditional branch's maps."""
+    def velocity(
+        self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: Text, recorder: Recorder | None = None
+    ) -> torch.Tensor:
+        """The guided velocity, float32 [B, C, H, W]; `recorder` keeps the conditional branch's maps.
+
+        `sigma` is the noise level of all samples, or float64 [B].
+        """
 
     def decode(self, x_BCHW: torch.Tensor) -> "list[np.ndarray]":
         """Pictures of clean latents, uint8 [height, width, 3] each."""
@@ -101,6 +106,13 @@ class FlowModel(Protocol):
 
     def example_text(self, batch: int) -> Text:
         """Text of the true shapes whose content does not matter, for estimates without data."""
+
+
+def time_of(sigma: float | torch.Tensor, batch: int, device: torch.device, scale: float = 1000.0) -> torch.Tensor:
+    """`scale` times the noise level of every sample, float32 [B]: what a transformer takes for its time."""
+    if isinstance(sigma, float):
+        return torch.full((batch,), scale * sigma, device=device)
+    return (scale * sigma).to(device, torch.float32)
 
 
 def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:

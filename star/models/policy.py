@@ -27,7 +27,9 @@ class Policy:
         """Where the model runs."""
         return self.model.device
 
-    def velocity(self, x_BCHW: torch.Tensor, sigma: float, text: Text, recorder: Recorder | None = None) -> torch.Tensor:
+    def velocity(
+        self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: Text, recorder: Recorder | None = None
+    ) -> torch.Tensor:
         """The model's velocity with the adapter, float32 [B, C, H, W]."""
         return self.model.velocity(x_BCHW, sigma, text, recorder)
 

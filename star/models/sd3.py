@@ -24,7 +24,7 @@ from star.config import PolicySettings as Settings
 from star.errors import InputError
 from star.layout import ADAPTER_FILE
 from star.models.attention import Recorder, Tap, attention, attention_with_lse, check_recordable
-from star.models.door import Geometry
+from star.models.door import Geometry, time_of
 from star.prompts.record import Span
 from star.runtime import pick_device, pick_precision
 
@@ -165,7 +165,9 @@ class SD3:
 
     # -- the velocity -----------------------------------------------------------------------------------------------
 
-    def velocity(self, x_BCHW: torch.Tensor, sigma: float, text: SD3Text, recorder: Recorder | None = None) -> torch.Tensor:
+    def velocity(
+        self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: SD3Text, recorder: Recorder | None = None
+    ) -> torch.Tensor:
         """The velocity at noise level sigma, float32 [B, C, H, W], guided by two branches where policy.guidance is above 1."""
         columns, pooled, x = text.columns_BLE, text.pooled_BP, x_BCHW
         if text.negative is not None:
@@ -173,7 +175,7 @@ class SD3:
             columns = torch.cat([text.negative.columns_BLE.expand(batch, -1, -1), columns])
             pooled = torch.cat([text.negative.pooled_BP.expand(batch, -1), pooled])
             x = torch.cat([x, x])
-        timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
+        timestep = time_of(sigma, len(x_BCHW), x.device).repeat(len(x) // len(x_BCHW))
         with (
             torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
             self._tap.open(recorder),
