@@ -24,6 +24,26 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scalar_run(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs of the scalar method on random weights, to read and to copy."""
+    from trainings import train
+
+    out = tmp_path_factory.mktemp("scalar")
+    train(random_base, out, "flow_grpo")
+    return out
+
+
+@pytest.fixture(scope="session")
+def star_run(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs of STAR on the same prompts and noise."""
+    from trainings import train
+
+    out = tmp_path_factory.mktemp("star")
+    train(random_base, out, "star")
+    return out
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub, nothing locked, and nobody logged in."""

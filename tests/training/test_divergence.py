@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainings import SMALL, metrics
+from trainings import ROOT, SMALL, metrics
+from trainings import config as small
 
 from star import config as configuration
 from star.cli import main
 from star.errors import Diverged
-from star.models.sd3 import Generator
+from star.objectives import flow_grpo, trajectory
 from star.prompts import make
+from star.prompts.record import Prompt
 from star.training import learner as learning
 from star.training import rollout as rolling
 from star.training import train as trainer
-from star.training import update
-
-ROOT = Path(__file__).parents[2]
+from star.training.processes import Processes
 
 
-def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[dict]]:
-    config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "preference", "star"), make.records(config, "preference", "train")
+def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[Prompt]]:
+    config = small(base, *more)
+    return configuration.run_settings(config, "pickscore", "star"), make.records(config, "pickscore", "train")
 
 
 def _epochs(out: Path) -> list[int]:
@@ -44,7 +44,7 @@ def _from_second_epoch(function: object, broken: object) -> object:
 
 def test_a_reward_that_is_not_finite(random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, records = _settings(random_base)
-    in_order = rolling.Processes.in_order
+    in_order = Processes.in_order
     calls = []
 
     def spoilt(self: object, value: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_a_reward_that_is_not_finite(random_base: Path, tmp_path: Path, monkeypa
                 value[5] = torch.nan
         return value
 
-    monkeypatch.setattr(rolling.Processes, "in_order", spoilt)
+    monkeypatch.setattr(Processes, "in_order", spoilt)
     with pytest.raises(Diverged, match=r"reward is nan \(epoch 2, prompt '.+'\); weights are untouched"):
         trainer.train(settings, 0, records, tmp_path)
     assert _epochs(tmp_path) == [1] and (tmp_path / "checkpoints/epoch0001/state/progress.json").exists()
@@ -71,36 +71,39 @@ def test_latents_that_are_not_finite(random_base: Path, tmp_path: Path, monkeypa
         trajectory.latents_BSCHW[2, 2:, 0, 3, 4] = torch.inf
         return trajectory
 
-    monkeypatch.setattr(Generator, "sample", _from_second_epoch(Generator.sample, broken))
+    monkeypatch.setattr(rolling, "denoise", _from_second_epoch(rolling.denoise, broken))
     with pytest.raises(Diverged, match=r"latents are not finite after denoising step 1 \(epoch 2, prompt '.+'\)"):
         trainer.train(settings, 0, records, tmp_path)
     assert _epochs(tmp_path) == [1]
 
 
-@pytest.mark.parametrize(("function", "named"), [("clipped_loss", "policy loss"), ("reference_kl", "KL to the base")])
+@pytest.mark.parametrize(
+    ("module", "function", "named"),
+    [(flow_grpo, "clipped_loss", "policy loss"), (trajectory, "reference_kl", "KL to the base")],
+)
 def test_a_loss_that_is_not_finite(
-    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, named: str
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, function: str, named: str
 ) -> None:
     settings, records = _settings(random_base)
-    true = getattr(update, function)
+    true = getattr(module, function)
 
     def broken(*args: object) -> object:
         result = true(*args)
         (result if torch.is_tensor(result) else result[0]).data[1] = torch.nan
         return result
 
-    monkeypatch.setattr(update, function, broken)
+    monkeypatch.setattr(module, function, broken)
     with pytest.raises(Diverged, match=rf"{named} is nan \(epoch 1, denoising step 0, prompt '.+'\); weights are untouched"):
         trainer.train(settings, 0, records, tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(random_base: Path) -> None:
     settings, _ = _settings(random_base)
-    learner = learning.Learner(Generator(settings.policy), settings.optimizer, settings.training, 0)
+    learner = learning.Learner(trainer.make_policy(settings, 0), settings.training)
     for p in learner.parameters:
         p.grad = torch.zeros_like(p)
     learner.parameters[3].grad[0, 0] = torch.nan
-    name = next(n for n, p in learner.policy.transformer.named_parameters() if p is learner.parameters[3])
+    name = next(n for n, p in learner.policy.model.transformer.named_parameters() if p is learner.parameters[3])
     before = [p.detach().clone() for p in learner.parameters]
     with pytest.raises(Diverged, match=rf"gradient of {name} is not finite \(epoch 7\); weights are untouched"):
         learner.step(settings.training, 7)
@@ -121,7 +124,7 @@ def test_the_command_says_it_in_one_line(
 
 def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_out(random_base: Path) -> None:
     settings, _ = _settings(random_base, "policy.precision=float16")
-    learner = learning.Learner(Generator(settings.policy), settings.optimizer, settings.training, 0)
+    learner = learning.Learner(trainer.make_policy(settings, 0), settings.training)
     before = [p.detach().clone() for p in learner.parameters]
     assert learner.scaler.get_scale() == 2**16
     for p in learner.parameters:

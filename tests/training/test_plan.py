@@ -9,21 +9,24 @@ from records import asked
 
 from star import config as configuration
 from star.config import Compute
-from star.models.sd3 import Generator
+from star.models.door import load_model
+from star.models.policy import Policy
 from star.training import plan
 from star.training import train as trainer
-from star.training.rollout import trained_steps
+from star.training.epoch import trained_steps
 
 ROOT = Path(__file__).parents[2]
-RECORDS = [asked("a photo of a red circle")] * 6
+PROMPT = "a photo of a red circle"
+RECORDS = [asked(PROMPT)] * 6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_predicted_activations_are_what_autograd_saves(random_base: Path, checkpointing: bool) -> None:
     config = configuration.load(ROOT / "config/miniature.yaml", [f"policy.model={random_base}", "policy.guidance=2.0"])
-    policy = Generator(config.policy, config.allocation, Compute(gradient_checkpointing=checkpointing))
-    policy.add_adapter(0)
-    weights = {t.untyped_storage().data_ptr() for t in (*policy.transformer.parameters(), *policy.transformer.buffers())}
+    model = load_model(config.policy, Compute(gradient_checkpointing=checkpointing))
+    model.watch(config.allocation.blocks)
+    policy = Policy(model, config.policy.lora, 0)
+    weights = {t.untyped_storage().data_ptr() for t in (*model.transformer.parameters(), *model.transformer.buffers())}
     saved, alive = {}, []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -31,26 +34,26 @@ def test_predicted_activations_are_what_autograd_saves(random_base: Path, checkp
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    prompt, empty = policy.encode(RECORDS), policy.empty_prompt()
+    text = model.encode([PROMPT] * 6)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        policy.velocity(torch.randn(6, *policy.latent_shape()), 0.5, prompt, empty)
+        policy.velocity(torch.randn(6, *model.geometry.latents), 0.5, text)
     truly = sum(size for place, size in saved.items() if place not in weights)
-    assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
-    for block in policy.transformer.transformer_blocks:  # as compute.compile does; compiled code would read what is not there
+    assert plan.saved_for_backward(model, 6) == pytest.approx(truly, rel=0.03)
+    for block in model.blocks:  # as compute.compile does; compiled code would read what is not there
         block.compile()
-    assert plan.saved_for_backward(policy, 6) == pytest.approx(truly, rel=0.03)
+    assert plan.saved_for_backward(model, 6) == pytest.approx(truly, rel=0.03)
 
 
 def test_checkpointing_keeps_a_fraction_and_changes_no_gradient(random_base: Path) -> None:
     config = configuration.load(ROOT / "config/miniature.yaml", [f"policy.model={random_base}", "policy.precision=float32"])
     kept, gradients = [], []
     for checkpointing in (False, True):
-        policy = Generator(config.policy, None, Compute(gradient_checkpointing=checkpointing))
-        parameters = policy.add_adapter(0)
-        kept.append(plan.activation_bytes(policy, 6))
-        x = torch.randn(6, *policy.latent_shape(), generator=torch.Generator().manual_seed(0))
-        policy.velocity(x, 0.5, policy.encode(RECORDS), None).square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+        model = load_model(config.policy, Compute(gradient_checkpointing=checkpointing))
+        policy = Policy(model, config.policy.lora, 0)
+        kept.append(plan.activation_bytes(model, 6, checkpointing))
+        x = torch.randn(6, *model.geometry.latents, generator=torch.Generator().manual_seed(0))
+        policy.velocity(x, 0.5, model.encode([PROMPT] * 6)).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters]))
     assert kept[1] < 0.5 * kept[0]
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,48 +17,30 @@ import yaml
 from records import asked
 from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
-from trainings import SMALL, TIMINGS, metrics, numbers
+from trainings import ROOT, TIMINGS, metrics, numbers, session, train
+from trainings import config as small
 
 from star import cli
 from star import config as configuration
 from star.errors import InputError
+from star.flow.sampler import denoise
 from star.flow.seeding import noise
-from star.models.sd3 import Generator
+from star.models.attention import Recorder
 from star.prompts import make
+from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
-from star.training import train as trainer
-from star.training.processes import Processes
-from star.training.rollout import draw_prompts, epoch_schedule, sample_epoch, trained_steps
+from star.training.epoch import prepare_epoch, trained_steps
+from star.training.rollout import sample_rollouts
 from star.training.update import micro_batches
-
-ROOT = Path(__file__).parents[2]
-
-
-def _config(base: Path, *more: str) -> configuration.Config:
-    return configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-
-
-def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
-    config = _config(base, *more)
-    os.chdir(ROOT)
-    settings = configuration.run_settings(config, "preference", method)
-    trainer.train(settings, 0, make.records(config, "preference", "train"), out)
-    return metrics(out)
 
 
 def _adapter(out: Path, epoch: int) -> dict[str, torch.Tensor]:
     return load_file(out / f"checkpoints/epoch{epoch:04d}/adapter/pytorch_lora_weights.safetensors")
 
 
-@pytest.fixture(scope="module")
-def scalar(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
-    out = tmp_path_factory.mktemp("scalar")
-    return out, _train(random_base, out, "flow_grpo")
-
-
-def test_metrics_and_a_ratio_of_exactly_one(scalar: tuple[Path, list[dict]]) -> None:
-    _, rows = scalar
+def test_metrics_and_a_ratio_of_exactly_one(scalar_run: Path) -> None:
+    rows = metrics(scalar_run)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for row in rows:  # one optimizer step an epoch: every ratio is taken before it
         assert row["ratio_mean"] == 1.0 and row["ratio_max_deviation"] == 0.0 and row["clip_fraction"] == 0.0
@@ -67,14 +50,14 @@ def test_metrics_and_a_ratio_of_exactly_one(scalar: tuple[Path, list[dict]]) -> 
 
 
 def test_the_uniform_map_is_flow_grpo_bit_for_bit_over_three_epochs(
-    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]
+    random_base: Path, tmp_path: Path, scalar_run: Path
 ) -> None:
-    rows = _train(random_base, tmp_path, "uniform", "methods.uniform={allocation: {source: uniform}}")
-    for ours, theirs in zip(numbers(rows), numbers(scalar[1]), strict=True):
+    rows = train(random_base, tmp_path, "uniform", "methods.uniform={allocation: {source: uniform}}")
+    for ours, theirs in zip(numbers(rows), numbers(metrics(scalar_run)), strict=True):
         assert {k: ours[k] for k in theirs} == theirs
         assert ours["map_entropy"] == ours["map_effective_area"] == ours["map_localisation"] == pytest.approx(1.0)
         assert 0 < ours["object_area"] < 1 and ours["gradient_inside"] == pytest.approx(ours["object_area"])
-    for name, tensor in _adapter(scalar[0], 3).items():
+    for name, tensor in _adapter(scalar_run, 3).items():
         assert torch.equal(tensor, _adapter(tmp_path, 3)[name]), name
 
 
@@ -88,11 +71,12 @@ def test_the_uniform_map_is_flow_grpo_bit_for_bit_over_three_epochs(
     ],
 )
 def test_allocation_changes_the_update_and_not_the_first_rollouts(
-    random_base: Path, tmp_path: Path, allocation: str, scalar: tuple[Path, list[dict]]
+    random_base: Path, tmp_path: Path, allocation: str, scalar_run: Path
 ) -> None:
-    rows = _train(random_base, tmp_path, "it", f"methods.it={{allocation: {allocation}}}", "training.epochs=1")
-    assert rows[0]["reward_mean"] == scalar[1][0]["reward_mean"]  # paired: same prompts, same noise
-    assert rows[0]["grad_norm"] != scalar[1][0]["grad_norm"]
+    rows = train(random_base, tmp_path, "it", f"methods.it={{allocation: {allocation}}}", "training.epochs=1")
+    scalar = metrics(scalar_run)[0]
+    assert rows[0]["reward_mean"] == scalar["reward_mean"]  # paired: same prompts, same noise
+    assert rows[0]["grad_norm"] != scalar["grad_norm"]
     assert rows[0]["ratio_min"] == rows[0]["ratio_max"] == 1.0
     assert 0 < rows[0]["map_entropy"] < 1 and rows[0]["map_drift"] >= 0
     assert all(rows[0][f"localisation_block{block}_step{t}"] > 0 for block in (1, 3) for t in range(3))
@@ -101,7 +85,7 @@ def test_allocation_changes_the_update_and_not_the_first_rollouts(
 @pytest.mark.parametrize("wanted", [None, 0.01])
 def test_the_norm_of_an_update_is_measured_and_can_be_set(random_base: Path, tmp_path: Path, wanted: float | None) -> None:
     last = ("training.epochs=2", "training.ema_decay=0", "training.ema_every=1")  # the average is then the weights
-    rows = _train(random_base, tmp_path, "star", *last, f"optimizer.update_norm={'null' if wanted is None else wanted}")
+    rows = train(random_base, tmp_path, "star", *last, f"optimizer.update_norm={'null' if wanted is None else wanted}")
     first, second = (_adapter(tmp_path, epoch) for epoch in (1, 2))
     strength = {name: 2.0 if ".lora_B." in name else 1.0 for name in first}  # alpha / rank, which the files have in B
     changed = sum(float(((second[name] - first[name]) / strength[name]).square().sum()) for name in first) ** 0.5
@@ -110,9 +94,14 @@ def test_the_norm_of_an_update_is_measured_and_can_be_set(random_base: Path, tmp
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("method", ["star", "random"])
-def test_two_runs_give_the_samenumbers(random_base: Path, tmp_path: Path, method: str) -> None:
-    first, second = (_train(random_base, tmp_path / name, method, "training.epochs=2") for name in ("first", "second"))
+def test_two_runs_give_the_same_numbers(random_base: Path, tmp_path: Path, star_run: Path) -> None:
+    assert numbers(train(random_base, tmp_path, "star", "training.epochs=2")) == numbers(metrics(star_run))[:2]
+    for name, tensor in _adapter(tmp_path, 2).items():
+        assert torch.equal(tensor, _adapter(star_run, 2)[name]), name
+
+
+def test_two_runs_of_random_maps_give_the_same_numbers(random_base: Path, tmp_path: Path) -> None:
+    first, second = (train(random_base, tmp_path / name, "random", "training.epochs=2") for name in ("first", "second"))
     assert numbers(first) == numbers(second)
     for name, tensor in _adapter(tmp_path / "first", 2).items():
         assert torch.equal(tensor, _adapter(tmp_path / "second", 2)[name]), name
@@ -127,8 +116,8 @@ def test_rewards_of_several_scorers_are_added_by_weight_and_logged_one_by_one(
     for name, reward in rewards.items():
         settings = ("training.epochs=1", "rollout.steps=6", "scorers.workers=1", f"tasks.preference.reward={reward}")
         file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(_config(Path("resources/miniature/base"), *settings).model_dump(mode="json")))
-        run = ["--task", "preference", "--method", "flow_grpo", "--out", str(tmp_path / name)]
+        file.write_text(yaml.safe_dump(small(Path("resources/miniature/base"), *settings).model_dump(mode="json")))
+        run = ["--task", "pickscore", "--method", "flow_grpo", "--out", str(tmp_path / name)]
         assert cli.main(["train", "--config", str(file), *run]) == 0, capsys.readouterr().err
         (rows[name],) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
     both, alone = rows["both"], [rows[name]["reward_mean"] for name in ("geneval", "pickscore")]
@@ -141,8 +130,8 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
     random_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file, listed = tmp_path / "config.yaml", tmp_path / "prompts.jsonl"
-    file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
-    records = make.records(configuration.load(file), "letters", "train")[:40]
+    file.write_text(yaml.safe_dump(small(random_base, "scorers.workers=1").model_dump(mode="json")))
+    records = make.records(configuration.load(file), "ocr", "train")[:40]
     records[-1] = asked("a sign")
     listed.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
     run = ["--task", "letters", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
@@ -154,14 +143,14 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
 
 def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: Path, tmp_path: Path) -> None:
     cps = ("rollout.sampler=cps", "training.epochs=2")
-    rows = _train(random_base, tmp_path / "run", "star", *cps)
+    rows = train(random_base, tmp_path / "run", "star", *cps)
     assert all(row["ratio_max_deviation"] == 0.0 and row["grad_norm"] > 0 for row in rows)
     with pytest.raises(InputError, match=r"rollout\.sampler: cps adds no noise in the last step"):
-        _train(random_base, tmp_path / "none", "star", *cps, "rollout.window=1", "rollout.window_range=[0, 3]")
+        train(random_base, tmp_path / "none", "star", *cps, "rollout.window=1", "rollout.window_range=[0, 3]")
 
 
 def test_compiled_blocks_give_the_numbers_of_the_others(
-    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch
+    random_base: Path, tmp_path: Path, scalar_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = []
 
@@ -170,29 +159,27 @@ def test_compiled_blocks_give_the_numbers_of_the_others(
         return aot_eager(graph, inputs)  # forward and backward traced as Inductor gets them, without its compilation
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    rows = _train(random_base, tmp_path / "compiled", "flow_grpo", "compute.compile=true")
+    rows = train(random_base, tmp_path / "compiled", "flow_grpo", "compute.compile=true")
     assert traced
+    scalar = metrics(scalar_run)
     assert all(row["ratio_max_deviation"] == 0 for row in rows)
     for key in ("reward_mean", "policy_loss", "kl", "grad_norm"):
-        assert [row[key] for row in rows] == pytest.approx([row[key] for row in scalar[1]], rel=1e-4, abs=1e-9), key
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in scalar], rel=1e-4, abs=1e-9), key
 
 
-def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_path: Path) -> None:
+def _settings(base: Path, method: str, *more: str) -> tuple[configuration.RunSettings, list[Prompt]]:
+    config = small(base, "policy.precision=float32", *more)
+    return configuration.run_settings(config, "pickscore", method), make.records(config, "pickscore", "train")
+
+
+def test_the_batch_split_changes_no_more_than_rounding(random_base: Path) -> None:
     """Noise and prompts are named by what they are for, so halves of a batch see the same numbers as the whole."""
-    config = _config(random_base, "policy.precision=float32")
-    records = make.records(config, "preference", "train")
     found = []
     for batch in (4, 8):
-        rollout = config.rollout.model_copy(update={"batch": batch})
-        policy = Generator(config.policy, configuration.Allocation(source="attention", blocks=[1, 3]))
-        ids = draw_prompts(rollout.groups, len(records), 0, 1)
-        chosen = [records[i] for i in ids]
-        schedule = epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
-        with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
-            encoded = policy.encode(chosen)
-            found.append(
-                sample_epoch(policy, rollout, schedule, chosen, ids, encoded, None, pool, Processes(), 0, 1, True, None)
-            )
+        settings, prompts = _settings(random_base, "star", f"rollout.batch={batch}")
+        with RewardPool({"pickscore": 1.0}, settings.scorers, 0) as pool:
+            training = session(settings, prompts, pool)
+            found.append(sample_rollouts(training, prepare_epoch(training, 1)))
     split, whole = found
     torch.testing.assert_close(split.latents_RSCHW, whole.latents_RSCHW, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(split.log_prob_RTHW, whole.log_prob_RTHW, rtol=1e-3, atol=1e-3)
@@ -201,15 +188,10 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
 
 
 def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
-    config = _config(random_base)
-    records = make.records(config, "preference", "train")
-    rollout = config.rollout.model_copy(update={"same_start": True})
-    policy, ids = Generator(config.policy), [5, 3]
-    chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
-    with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
-        found = sample_epoch(
-            policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, False, None
-        )
+    settings, prompts = _settings(random_base, "flow_grpo", "rollout.same_start=true")
+    with RewardPool({"pickscore": 1.0}, settings.scorers, 0) as pool:
+        training = session(settings, prompts, pool)
+        found = sample_rollouts(training, prepare_epoch(training, 1))
     start, following = found.latents_RSCHW[:, 0], found.latents_RSCHW[:, 1]
     assert torch.equal(start[:1].expand(4, -1, -1, -1), start[:4]) and torch.equal(start[4:5].expand(4, -1, -1, -1), start[4:])
     assert not torch.equal(start[0], start[4]) and not torch.equal(following[0], following[1])
@@ -217,36 +199,40 @@ def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
 
 def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many images go through the model as there are different ones, and every row gets what it would get alone."""
-    window = ("rollout.window=1", "rollout.window_range=[2, 3]", "rollout.same_start=true")
-    config = _config(random_base, *window, "policy.precision=float32")
-    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": 8, "steps": 4})})
-    records = make.records(config, "preference", "train")
-    policy, ids, rollout = Generator(config.policy, config.allocation), [5, 3], config.rollout
-    chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
-    sizes, velocity = [], policy.velocity
-    monkeypatch.setattr(policy, "velocity", lambda x_BCHW, *more: sizes.append(len(x_BCHW)) or velocity(x_BCHW, *more))
-    with RewardPool({"pickscore": 1.0}, config.scorers, 0) as pool:
-        found = sample_epoch(
-            policy, rollout, schedule, chosen, ids, policy.encode(chosen), None, pool, Processes(), 0, 1, True, None
-        )
+    window = (
+        "rollout.window=1",
+        "rollout.window_range=[2, 3]",
+        "rollout.same_start=true",
+        "rollout.batch=8",
+        "rollout.steps=4",
+    )
+    settings, prompts = _settings(random_base, "star", *window)
+    with RewardPool({"pickscore": 1.0}, settings.scorers, 0) as pool:
+        training = session(settings, prompts, pool)
+        model, epoch = training.learner.policy.model, prepare_epoch(training, 1)
+        sizes, velocity = [], model.velocity
+        monkeypatch.setattr(model, "velocity", lambda x_BCHW, *more: sizes.append(len(x_BCHW)) or velocity(x_BCHW, *more))
+        found = sample_rollouts(training, epoch)
     assert sizes == [2, 2, 8, 8]
-    two = torch.stack([noise((5, *policy.latent_shape()), "any", row) for row in range(2)])
-    apart, named = (policy.sample(two, policy.encode(chosen), None, schedule, False, t) for t in (None, np.array([9, 4])))
+    latents, schedule = model.geometry.latents, epoch.schedule
+    two = torch.stack([noise((5, *latents), "any", row) for row in range(2)])
+    apart, named = (denoise(model, two, text=epoch.text, schedule=schedule, twin_B=t) for t in (None, np.array([9, 4])))
     torch.testing.assert_close(named.latents_BSCHW, apart.latents_BSCHW)  # rows without a twin keep their places
     for row in (1, 6):  # the second image of the first prompt, the third of the second
         prompt, image = row // 4, np.int64(row % 4)  # of numpy, as in training: a key's repr names the noise
-        alone = noise((1, 5, *policy.latent_shape()), "rollout", 0, 1, ids[prompt], image)
-        alone[:, 0] = noise(policy.latent_shape(), "start", 0, 1, ids[prompt])
-        one = policy.sample(alone, policy.encode([chosen[prompt]]), None, schedule, record=True)
+        alone = noise((1, 5, *latents), "rollout", 0, 1, epoch.ids[prompt], image)
+        alone[:, 0] = noise(latents, "start", 0, 1, epoch.ids[prompt])
+        text, columns = model.encode([epoch.prompts[prompt].text]), epoch.columns[prompt : prompt + 1]
+        one = denoise(model, alone, text=text, schedule=schedule, recorder=Recorder(columns, (1, 3)))
         torch.testing.assert_close(found.latents_RSCHW[row], one.latents_BSCHW[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.log_prob_RTHW[row], one.log_prob_BTHW[0], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found.raw_RTOhw[row].float(), one.raw_BTOhw[0].float(), rtol=1e-2, atol=1e-4)
 
 
-def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]) -> None:
+def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar_run: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(_config(random_base).model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
+    file.write_text(yaml.safe_dump(small(random_base).model_dump(mode="json")))
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -257,10 +243,10 @@ def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Pa
     process.wait()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = metrics(tmp_path / "run")
-    assert numbers(rows) == numbers(scalar[1])
-    files = sorted(f.relative_to(scalar[0]) for f in scalar[0].rglob("*.safetensors"))
+    assert numbers(rows) == numbers(metrics(scalar_run))
+    files = sorted(f.relative_to(scalar_run) for f in scalar_run.rglob("*.safetensors"))
     assert len(files) > 3
-    assert [f for f in files if (scalar[0] / f).read_bytes() != (tmp_path / "run" / f).read_bytes()] == []
+    assert [f for f in files if (scalar_run / f).read_bytes() != (tmp_path / "run" / f).read_bytes()] == []
 
 
 def _kill_scorers(process: subprocess.Popen) -> int:
@@ -274,12 +260,10 @@ def _kill_scorers(process: subprocess.Popen) -> int:
     return killed
 
 
-def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
-    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]
-) -> None:
+def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(random_base: Path, tmp_path: Path, scalar_run: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
+    file.write_text(yaml.safe_dump(small(random_base, "scorers.workers=1").model_dump(mode="json")))
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline, killed = time.monotonic() + 240, 0
@@ -295,27 +279,27 @@ def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) < 3
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert numbers(rows) == numbers(scalar[1])
+    assert numbers(rows) == numbers(metrics(scalar_run))
 
 
 def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
-    random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]], capsys: pytest.CaptureFixture
+    random_base: Path, tmp_path: Path, scalar_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
-    damaged = tmp_path / "checkpoints/epoch0003/state/weights.safetensors"
+    shutil.copytree(scalar_run, tmp_path, dirs_exist_ok=True)
+    damaged = tmp_path / "checkpoints/step3/state/weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
-    rows = _train(random_base, tmp_path, "flow_grpo", "training.epochs=3")
-    assert "epoch0003: damaged" in capsys.readouterr().err
-    assert numbers(rows) == numbers(scalar[1])
+    rows = train(random_base, tmp_path, "flow_grpo")
+    assert "step3: damaged" in capsys.readouterr().err
+    assert numbers(rows) == numbers(metrics(scalar_run))
     with pytest.raises(InputError, match="other settings"):
-        _train(random_base, tmp_path, "flow_grpo", "optimizer.learning_rate=0.1")
+        train(random_base, tmp_path, "flow_grpo", "optimizer.learning_rate=0.1")
     assert checkpoint.newest(tmp_path / "checkpoints", "another digest", 3, start_over=True) is None
     assert "training begins anew" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()
 
 
 def test_batches_that_do_not_divide_are_refused_before_work(random_base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rollout\.batch: 3 does not divide"):
-        _train(random_base, tmp_path / "none", "star", "rollout.batch=3")
+        train(random_base, tmp_path / "none", "star", "rollout.batch=3")
     assert not (tmp_path / "none").exists()
 
 
@@ -324,12 +308,10 @@ def test_the_window_is_drawn_inside_its_range_and_refused_outside(random_base: P
     windows = {trained_steps(rollout, 0, epoch) for epoch in range(60)}
     assert windows == {range(1, 4), range(2, 5), range(3, 6)}
     with pytest.raises(InputError, match=r"rollout\.window: 3 steps do not fit"):
-        _train(random_base, tmp_path / "none", "star", "rollout.window=3", "rollout.window_range=[1, 4]")
+        train(random_base, tmp_path / "none", "star", "rollout.window=3", "rollout.window_range=[1, 4]")
 
 
 def test_micro_batches_use_every_kept_rollout_once() -> None:
-    import numpy as np
-
     kept = np.array([1, 4, 5, 7, 8, 9, 11])
     updates = micro_batches(kept, 3, 2, seed=0, epoch=1)
     counted = [row for batches in updates for rows, count in batches for row in rows[:count]]
