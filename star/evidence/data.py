@@ -17,7 +17,7 @@ from star.analysis import results
 from star.config import Config, run_settings
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, asks_about_attributes, require
-from star.scoring.geneval import failure
+from star.scoring.rules import failure
 
 _SCORES = ["step", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]
 _GUARDS = ["step", "guard", "value", "images", "by"]

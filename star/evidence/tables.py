@@ -11,7 +11,7 @@ from star.config import Config, methods_of
 from star.evidence import estimates
 from star.evidence.estimates import Cells
 from star.evidence.questions import ATTRIBUTE_METHODS, MAIN, QUESTIONS
-from star.scoring.geneval import FAILURES
+from star.scoring.rules import FAILURES
 
 INTERVAL = ["mean", "low", "high"]
 KINDS = ("local", "dark", "light", "one_color")

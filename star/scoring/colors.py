@@ -13,7 +13,7 @@ import transformers
 from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
-from star.scoring.geneval import COLORS, Detected
+from star.scoring.detection import COLORS, Detected
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask

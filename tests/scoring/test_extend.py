@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from records import asked
 from trainings import SMALL, metrics
 
 from star import cli
@@ -73,7 +74,7 @@ def test_all_three_from_prompts_to_scores(mine: Path, random_base: Path):
 def test_the_reward_is_the_functions(mine: Path):
     images = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 51, np.uint8)])
     scorer = make_scorer("my_reward:brightness", Scorers())
-    assert [line["reward"] for line in scorer(images, [{}, {}])] == pytest.approx([0, 0.2])
+    assert [line.reward for line in scorer(images, [asked("a dog"), asked("a cat")])] == pytest.approx([0, 0.2])
     before = scorer.fingerprint
     (mine / "my_reward.py").write_text(REWARD + "\n# edited\n")
     assert source("my_reward:brightness") == mine / "my_reward.py"
@@ -90,7 +91,7 @@ def test_the_reward_is_the_functions(mine: Path):
 )
 def test_what_is_no_reward_is_named(mine: Path, name: str, words: str):
     with pytest.raises(InputError, match=words):
-        make_scorer(name, Scorers())(np.zeros((2, 8, 8, 3), np.uint8), [{}, {}])
+        make_scorer(name, Scorers())(np.zeros((2, 8, 8, 3), np.uint8), [asked("a dog"), asked("a cat")])
 
 
 def test_a_reward_without_a_function_is_refused_before_work(mine: Path, random_base: Path):
@@ -101,7 +102,7 @@ def test_a_reward_without_a_function_is_refused_before_work(mine: Path, random_b
 def test_prompts_get_what_they_lack(mine: Path, random_base: Path):
     config = load(_config(mine, random_base, {"pickscore": 1.0}))
     first, *_, last = make.records(config, "pickscore", "train")
-    assert [record["text"] for record in first.core] == ["red", "circle", "above", "blue", "square"]
+    assert [span.text for span in first.core] == ["red", "circle", "above", "blue", "square"]
     assert last.id == "pickscore-00002" and last.metadata["prompt"] == "two blue triangles"
     assert len(make.records(config, "pickscore", "validation")) > 3  # not named: the world's own
 

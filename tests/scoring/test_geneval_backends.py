@@ -29,8 +29,9 @@ from star.config import Scorers
 from star.errors import InputError
 from star.scoring import mmdetection
 from star.scoring.colors import ClipColors, crop
-from star.scoring.geneval import Detection, judge, select
+from star.scoring.detection import Detection
 from star.scoring.mask2former import RENAMED, Mask2Former, instances
+from star.scoring.rules import judge, select
 from star.scoring.scorer import make_scorer
 
 SIDE = 64  # of what the tiny detector sees

@@ -10,7 +10,7 @@ from PIL import Image
 from star import cli
 from star.config import Scorers, load
 from star.errors import InputError
-from star.scoring import pictures
+from star.scoring import pictures, samples
 from star.scoring.folder import print_summary, score, score_all
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, descriptions
@@ -50,8 +50,8 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
         *("filename", "tag", "prompt", "correct", "reason", "metadata", "details"),
         *("prompt_id", "sample", "score", "reward", "scorer", "task"),
     }
-    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3].task) == ("geneval-00001", 1, "geneval")
-    assert json.loads(lines[0].metadata).keys() == {"tag", "include", "prompt"}
+    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3]["task"]) == ("geneval-00001", 1, "geneval")
+    assert json.loads(lines[0]["metadata"]).keys() == {"tag", "include", "prompt"}
     assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
@@ -71,7 +71,7 @@ def test_resumes_and_ends_the_same(images: Path, tmp_path: Path, monkeypatch: py
     read = []
     monkeypatch.setattr(pictures, "read", lambda path, read_=pictures.read: read.append(path) or read_(path))
     score("geneval", images, out, SCORERS)
-    assert len(read) == 24 - 7
+    assert len(read) == 2 * (24 - 7)  # looked at before work, then scored
     assert out.read_bytes() == whole.read_bytes() and not partial.exists()
 
 
@@ -91,7 +91,7 @@ def _remove_metadata(images: Path) -> str:
 
 def _spoil_metadata(images: Path) -> str:
     (images / "00003" / "metadata.jsonl").write_text("{")
-    return r"00003/metadata\.jsonl: not one line of JSON"
+    return r"00003/metadata\.jsonl:1: not JSON"
 
 
 def _remove_prompt(images: Path) -> str:
@@ -168,7 +168,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def _found(flat: Path, prompts: Path) -> list[tuple]:
-    return [(s.name, s.number, s.record.id, s.record.text) for s in pictures.find(flat, "ocr", prompts)]
+    return [(s.name, s.number, s.record.id, s.record.text) for s in samples.find(flat, "ocr", prompts)]
 
 
 def test_flat_pictures_belong_to_prompts_in_order(flat: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_flat_pictures_are_named_by_their_lines(flat: Path, tmp_path: Path) -> N
         ("10.png", 0, "dog", "a dog"),
         ("1.JPG", 1, "ocr-00000", "a cat"),
     ]
-    first, _, last = (s.record for s in pictures.find(flat, "ocr", prompts))
+    first, _, last = (s.record for s in samples.find(flat, "ocr", prompts))
     assert first.tag == "colors" and first.metadata == {k: lines[0][k] for k in ("prompt", "tag", "include")}
     assert last.tag == "ocr" and last.metadata == {"text": "CAT"}
 
@@ -215,9 +215,9 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
     ("name", "text", "words"),
     [
         ("p.txt", "one\ntwo\nthree\n", "4 pictures cannot be shared evenly by the 3 prompts"),
-        ("p.txt", "one\n\ntwo\nthree\n", r"p\.txt:2: no prompt"),
+        ("p.txt", "one\n\ntwo\nthree\n", r"p\.txt:2: no `prompt`"),
         ("p.jsonl", "one\n", r"p\.jsonl:1: not JSON"),
-        ("p.jsonl", "[1]\n", r"p\.jsonl:1: no prompt"),
+        ("p.jsonl", "[1]\n", r"p\.jsonl:1: no `prompt`"),
         ("p.jsonl", '{"prompt": "a", "metadata": 3}', r"p\.jsonl:1: `metadata`"),
         ("p.jsonl", '{"prompt": "a", "file": 3}', r"p\.jsonl:1: `file`"),
         ("p.jsonl", '{"prompt": "a", "file": "2.png"}\n{"prompt": "b"}', r"p\.jsonl:2: no `file`"),
@@ -228,16 +228,16 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
 def test_bad_prompt_files_are_named(name: str, text: str, words: str, flat: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words) as refused:
-        pictures.find(flat, "ocr", tmp_path / name)
+        samples.find(flat, "ocr", tmp_path / name)
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=r"no folders 00000.*--prompts"):
-        pictures.find(flat, "ocr")
+        samples.find(flat, "ocr")
 
 
 def test_more_prompts_than_folders_are_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("prompt\n" * 13)
     with pytest.raises(InputError, match=r"13 prompts.*00000 to 00012"):
-        pictures.find(images, "ocr", tmp_path / "p.txt")
+        samples.find(images, "ocr", tmp_path / "p.txt")
 
 
 def test_all_tasks_score_what_their_prompts_allow(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

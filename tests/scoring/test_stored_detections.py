@@ -10,7 +10,7 @@ import pytest
 
 from star import cli
 from star.errors import InputError
-from star.scoring.detections import rescore
+from star.scoring.stored import rescore
 
 COLORS = ("red", "orange")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -68,7 +68,7 @@ def _oracle(metadata: dict, details: dict, colors: dict) -> bool:
 def _write(cases: list[tuple], file: Path) -> Path:
     lines = []
     for number, (metadata, details, colors) in enumerate(cases):
-        name = f"out/{number // 4:05d}/samples/{number % 4:04d}.png"
+        name = f"out/{number:05d}/samples/0000.png"
         parts = {"metadata": metadata, "details": details, "colors": colors}
         lines.append(
             {"filename": name, "tag": metadata["tag"], "correct": False} | {k: json.dumps(v) for k, v in parts.items()}
@@ -192,11 +192,11 @@ def test_score_wants_pictures_or_detections(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "torn.jsonl").write_text('{"a": 1')
     for arguments, says in (
         (["--task", "geneval"], "--images"),
-        (["--task", "ocr", "--detections", "x.jsonl"], "--task geneval"),
+        (["--task", "ocr", "--detections", "x.jsonl"], "--scorer geneval"),
         (["--task", "geneval", "--detections", "x.jsonl", "--images", "y"], "--images"),
         (["--task", "geneval", "--detections", "none.jsonl"], "none.jsonl: no such file"),
         (["--task", "geneval", "--detections", str(tmp_path / "empty.jsonl")], "no detections in it"),
-        (["--task", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "not JSON lines"),
+        (["--task", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "torn.jsonl:1: not JSON"),
     ):
         assert cli.main(["score", *arguments, "--out", out]) == 2
         assert says in capsys.readouterr().err
