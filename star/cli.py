@@ -26,6 +26,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module="PIL")  # a picture is scored, or refused in one line
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
 

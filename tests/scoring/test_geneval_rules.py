@@ -181,5 +181,8 @@ def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
     scorer = make_scorer("geneval", Scorers(detector="miniature"))
     with pytest.raises(InputError, match=r"a red thing.*include"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red thing", {"tag": "colors"})])
+    for name in ("unicorn", "Circle"):
+        with pytest.raises(InputError, match=f"four of them.*no class '{name}' to detect"):
+            scorer.check([asked("four of them", {"tag": "counting", "include": [_item(name, 4)]})])
     with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
         make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))

@@ -55,10 +55,12 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
+    assert result["correct_prompts"] == 1.0  # every prompt has one right picture
     assert (result["images"], result["prompts"]) == (24, 12)
     assert not out.with_name("step0.jsonl.partial").exists()
     print_summary(result)
     printed = capsys.readouterr().out
+    assert "any correct    1.0000 of prompts" in printed
     assert "24 images of 12 prompts" in printed and "0.5417" in printed and "color_attr" in printed
 
 
@@ -218,6 +220,11 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
         ("p.txt", "one\n\ntwo\nthree\n", r"p\.txt:2: no `prompt`"),
         ("p.jsonl", "one\n", r"p\.jsonl:1: not JSON"),
         ("p.jsonl", "[1]\n", r"p\.jsonl:1: no `prompt`"),
+        ("p.jsonl", '{"prompt": 3}', r"p\.jsonl:1: no `prompt`"),
+        ("p.jsonl", '\n\n{"prompt": "a"}\n{"prompt": ', r"p\.jsonl:4: not JSON"),
+        ("p.jsonl", "", r"p\.jsonl: no prompts in it"),
+        ("p.jsonl", "[" * 100000, r"p\.jsonl:1: not JSON"),
+        ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", r"p\.jsonl:1: not JSON"),
         ("p.jsonl", '{"prompt": "a", "metadata": 3}', r"p\.jsonl:1: `metadata`"),
         ("p.jsonl", '{"prompt": "a", "file": 3}', r"p\.jsonl:1: `file`"),
         ("p.jsonl", '{"prompt": "a", "file": "2.png"}\n{"prompt": "b"}', r"p\.jsonl:2: no `file`"),
@@ -232,6 +239,44 @@ def test_bad_prompt_files_are_named(name: str, text: str, words: str, flat: Path
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=r"no folders 00000.*--prompts"):
         samples.find(flat, "ocr")
+
+
+def test_hidden_and_other_files_are_no_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    score("geneval", images, whole, SCORERS)
+    for name in (".DS_Store", "._0000.png", "0000.jpg"):
+        (images / "00003/samples" / name).write_bytes(b"no picture")
+    (images / ".DS_Store").write_bytes(b"of a Mac")
+    (images / "00003 copy/samples").mkdir(parents=True)
+    capsys.readouterr()
+    score("geneval", images, out, SCORERS)
+    names = "00003 copy, 00003/samples/.DS_Store, 00003/samples/._0000.png, 00003/samples/0000.jpg"
+    assert f"{images}: 4 left out, not scored: {names}\n" in capsys.readouterr().err
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_pictures_are_named_by_absolute_paths_too(flat: Path, tmp_path: Path) -> None:
+    elsewhere, prompts = tmp_path / "elsewhere.png", tmp_path / "prompts.jsonl"
+    elsewhere.write_bytes((flat / "2.png").read_bytes())
+    lines = [{"file": str(flat / "2.png"), "prompt": "a cat"}, {"file": str(elsewhere), "prompt": "a dog"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert _found(flat, prompts) == [("2.png", 0, "ocr-00000", "a cat"), (str(elsewhere), 0, "ocr-00001", "a dog")]
+    prompts.write_text(json.dumps(lines, indent=1))  # one array is as good as lines
+    assert [name for name, *_ in _found(flat, prompts)] == ["2.png", str(elsewhere)]
+    lines.append({"file": "../flat/2.png", "prompt": "a cat"})
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"prompts\.jsonl:3: names a picture twice, .* is in line 1 too"):
+        _found(flat, prompts)
+
+
+def test_an_id_names_one_prompt(flat: Path, images: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a cat", "id": "1"}\n{"prompt": "a dog", "id": "1"}\n')
+    with pytest.raises(InputError, match=r"prompts\.jsonl: the id '1' names two prompts, 'a cat' and 'a dog'"):
+        _found(flat, prompts)
+    (images / "00004/metadata.jsonl").write_bytes((images / "00003/metadata.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"00003/samples/0000\.png and 00004/samples/0000\.png are both picture 0"):
+        samples.find(images, "geneval")
 
 
 def test_more_prompts_than_folders_are_refused(images: Path, tmp_path: Path) -> None:
@@ -254,7 +299,7 @@ def test_all_tasks_score_what_their_prompts_allow(images: Path, tmp_path: Path, 
     again = tmp_path / "again"
     found = score_all(images, again, scorers)
     assert {task: result["images"] for task, result in found.items()} == {"geneval": 24, "ocr": 1, "pickscore": 25}
-    assert found["ocr"]["mean"] == 1.0
+    assert found["ocr"]["mean"] == 1.0 and found["ocr"]["left_out"] == 24
     assert (again / "geneval.jsonl").read_bytes() == (out / "geneval.jsonl").read_bytes()
     (home / "samples/0000.png").write_bytes(b"spoilt")
     with pytest.raises(InputError, match=r"00012/samples/0000\.png: not a readable picture"):
