@@ -117,7 +117,7 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     huge = folder / "huge"
     save_pickscore(huge, cpu)
     scorer = PickScorer(Scorers(pickscore_model=str(huge), pickscore_processor=str(huge), device="cpu"))
-    asked = [{"prompt": f"picture {i}"} for i in range(count)]
+    asked = [Prompt(str(i), "any", "any", f"picture {i}") for i in range(count)]
     yield "PickScore, CLIP ViT-H/14, one prompt a picture", on, *timed(lambda: scorer(images, asked), count)
 
 

@@ -19,7 +19,7 @@ from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, sample_epoch, trained_steps
 from star.training.train import make_maps, map_diagnostics
 from star.training.update import update_policy
-from star.worlds.miniature.regions import region
+from star.worlds.door import world
 
 METHODS = ("flow_grpo", "star")
 
@@ -85,7 +85,7 @@ class Work:
                 seed=0,
                 epoch=epoch,
                 record_maps=recorded,
-                region=region if settings.prompts.world == "miniature" else None,
+                regions_of=world(settings.prompts.world).regions,
             )
         meter.seconds["rollout"] -= rollouts.seconds_reward
         meter.seconds["reward"] = rollouts.seconds_reward  # what is left to wait for

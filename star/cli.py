@@ -169,14 +169,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from star.pretraining import card, preference
-    from star.pretraining.pretrain import Recipe, pretrain
+    from star.pretraining import stage
 
-    config = configuration.load(args.config, args.set)
-    if not (args.out / "pickscore" / "training.json").exists():
-        preference.train(args.out / "pickscore")
-    pretrain(args.out / "base", args.work, Recipe())
-    card.write(args.out / "base", config)
+    stage.run(configuration.load(args.config, args.set), args.out, args.work, args.recipe)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     s = stage("pretrain-miniature", _pretrain, "train the miniature base and its preference model; resumable")
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--work", type=Path, required=True)
+    s.add_argument("--recipe", action="append", default=[], metavar="PART.KEY=VALUE", help="change base.KEY or preference.KEY")
     return parser
 
 

@@ -3,14 +3,13 @@
 SD3's text columns are CLIP's block (CLIP-L and CLIP-G share its columns), then T5's. Source: ours (method section 3).
 """
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from star.models.attention import CoreColumns
-from star.prompts.record import Span
+from star.prompts.record import Prompt, Span
 
 
 def span_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, start: int, end: int, length: int) -> list[int]:
@@ -33,13 +32,37 @@ def chosen_spans(prompt: str, core: Sequence[Span], tokens: str | list[str]) -> 
     return [span for span in core if span.kind in tokens]
 
 
+def cut_prompts(tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: Sequence[Prompt]) -> str | None:
+    """One line on the prompts that are longer than a tokenizer takes, and on core content that none sees; None where all fit.
+
+    `tokenizers` as in `core_columns`. To be said once, of all the prompts that a stage uses.
+    """
+    texts = [prompt.text for prompt in prompts]
+    parts, cut = [], set()
+    for tokenizer, length in tokenizers:
+        tokens = tokenizer(texts, truncation=False, verbose=False).input_ids if texts else []
+        longer = {i for i, of_prompt in enumerate(tokens) if len(of_prompt) > length}
+        parts.append(f"{len(longer)} by {type(tokenizer).__name__} at {length} tokens")
+        cut |= longer
+    if not cut:
+        return None
+    lost = [
+        (span.text, prompts[i].text)
+        for i in sorted(cut)
+        for span in prompts[i].core
+        if not any(span_columns(t, prompts[i].text, span.start, span.end, length) for t, length in tokenizers)
+    ]
+    seen = f"no tokenizer sees {len(lost)} core spans, as {lost[0][0]!r} of {lost[0][1]!r}" if lost else "no core span is lost"
+    return f"{len(cut)} of {len(prompts)} prompts are cut ({', '.join(parts)}); {seen}"
+
+
 def core_columns(
     tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: list[str], cores: list[Sequence[Span]]
 ) -> CoreColumns:
     """Columns and weights of the core content of each prompt.
 
     `tokenizers` lists (tokenizer, columns of its block) in the order of the text columns. The tokens of one span share its
-    weight, spans weigh the same. A span that truncation cut away is dropped with a warning; a prompt left without core
+    weight, spans weigh the same. A span that truncation cut away is dropped (`cut_prompts` says it); a prompt left without core
     tokens has weights of zero, and gets the uniform map.
     """
     rows: list[dict[int, float]] = []
@@ -52,8 +75,6 @@ def core_columns(
                 offset += length
             if columns:
                 spans.append(columns)
-            else:
-                warnings.warn(f"{span.text!r} is cut away by truncation in {prompt!r}", stacklevel=2)
         weights: dict[int, float] = {}
         for columns in spans:
             for c in columns:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from star.config import Config, methods_of
 from star.errors import InputError
+from star.worlds.door import set_of, world
 
 
 class Question(NamedTuple):
@@ -131,9 +132,9 @@ def answered(config: Config) -> list[Question]:
 
 
 def asks_about_attributes(config: Config) -> bool:
-    """Whether question (b) can be asked: in the miniature, with `star` and `flow_grpo` on its task of free captions."""
+    """Whether question (b) can be asked: `star` and `flow_grpo` on free captions that have a split `global`."""
     return (
-        config.prompts.world == "miniature"
-        and "pickscore" in config.tasks
+        "pickscore" in config.tasks
+        and "global" in world(config.prompts.world).splits(set_of(config, "pickscore"))
         and {"star", "flow_grpo"} <= set(methods_of(config, "pickscore"))
     )

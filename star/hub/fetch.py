@@ -18,7 +18,6 @@ from star.hub.sources import Model, models, published_prompts, reads_with_easyoc
 
 _TEXTS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
-_INSTEAD = {"ocr": "set prompts.ocr: generated", "pickscore": "take pickscore out of `tasks`"}
 
 
 def repositories(config: Config) -> list[Model]:
@@ -33,7 +32,7 @@ def _downloads_easyocr(config: Config) -> bool:
 def needs(config: Config) -> list[str]:
     """What `fetch` brings, a line each; nothing for a configuration that lies whole on this disk."""
     lines = [f"{model.source}@{model.revision}" for model in repositories(config)]
-    lines += [file for _, file in published_prompts(config) if config.prompts.mirror is None]
+    lines += [file.name for file in published_prompts(config) if config.prompts.mirror is None]
     return lines + ["easyocr"] * _downloads_easyocr(config)
 
 
@@ -45,11 +44,8 @@ def fetch(config: Config) -> Iterator[str]:
     """
     for key, source, revision, _ in repositories(config):
         hub.check_pin(source, revision, key)
-    for task, file in published_prompts(config):
-        from star.worlds.coco import published
-
-        published.content(file, config.prompts.mirror, _INSTEAD[task])
-        yield f"prompts: {Path(config.prompts.mirror or published.CACHE, file)}"
+    for file in published_prompts(config):
+        yield f"prompts: {file.fetch()}"
     for model in repositories(config):
         print(f"{model.key}: fetching {model.source}", file=sys.stderr, flush=True)
         folder = _snapshot(model)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from star.config import Config
 from star.scoring.scorer import needed
+from star.worlds.door import PromptFile, own_detector, set_of, world
 
 
 class Model(NamedTuple):
@@ -20,7 +21,7 @@ def models(config: Config) -> Iterator[Model]:
     """Every model that the configuration's policy, tasks, rewards and guards load by `from_pretrained`."""
     policy, scorers = config.policy, config.scorers
     yield Model("policy.model", policy.model, policy.revision, ("pipeline",))
-    if "geneval" in needed(config) and scorers.detector != "miniature":
+    if "geneval" in needed(config) and not own_detector(scorers.detector):
         if scorers.detector == "mask2former":
             yield Model("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
         yield Model("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
@@ -29,13 +30,14 @@ def models(config: Config) -> Iterator[Model]:
     yield Model("scorers.pickscore_processor", *processor, ("tokenizer", "images"))
 
 
-def published_prompts(config: Config) -> list[tuple[str, str]]:
-    """(task, file) of the prompts that the tasks take from their publication."""
-    if config.prompts.world != "coco":
-        return []
-    tasks = [t for t in config.tasks if t == "pickscore" or (t == "ocr" and config.prompts.ocr == "published")]
-    splits = {task: [s for s in ("train", "test") if s not in config.prompts.files.get(task, {})] for task in tasks}
-    return [(task, f"dataset/{task}/{split}.txt") for task in tasks for split in splits[task]]
+def published_prompts(config: Config) -> list[PromptFile]:
+    """The published files that the tasks take prompts from, each once; validation prompts come from the training file."""
+    origin, files = world(config.prompts.world), {}
+    for task in config.tasks:
+        for split in ("train", "test"):
+            if split not in config.prompts.files.get(task, {}):
+                files |= {file.name: file for file in origin.files(set_of(config, task), split, config.prompts)}
+    return list(files.values())
 
 
 def reads_with_easyocr(config: Config) -> bool:

@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedTokenizerFast
 
 from star.allocation.columns import chosen_spans, core_columns
 from star.config import Allocation, Compute, Policy
@@ -184,11 +185,15 @@ class Generator:
                 encoder.to("cpu")
             torch.cuda.empty_cache()  # a scorer on the same GPU cannot use what this process keeps
         columns, pooled = torch.cat([e[0] for e in encoded]), torch.cat([e[2] for e in encoded])
-        tokenizers = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
-        if self.pipe.text_encoder_3 is not None:
-            tokenizers.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
-        core = core_columns(tokenizers, prompts, [chosen_spans(r.text, r.core, self.allocation.tokens) for r in records])
+        core = core_columns(self.tokenizers(), prompts, [chosen_spans(r.text, r.core, self.allocation.tokens) for r in records])
         return Encoded(columns, pooled, core.to(self.device))
+
+    def tokenizers(self) -> list[tuple[PreTrainedTokenizerFast, int]]:
+        """Tokenizer and columns of every block of the text columns."""
+        blocks = [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
+        if self.pipe.text_encoder_3 is not None:
+            blocks.append((self.pipe.tokenizer_3, self.policy.max_sequence_length))
+        return blocks
 
     # -- the policy -------------------------------------------------------------------------------------------------
 

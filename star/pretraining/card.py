@@ -8,36 +8,48 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from star import config as configuration
-from star.prompts import make
-from star.sampling import sample
+from star.config import Config
+from star.sampling.sample import sample
 from star.scoring import folder as scoring
+from star.worlds.miniature.world import WORLD
 
+_SCORED_BY = {"shapes": "geneval", "letters": "ocr", "preference": "pickscore"}
 _GRID_ROWS, _GRID_COLUMNS = 6, 10
 
 
-def write(base: Path, config: configuration.Config) -> dict[str, dict]:
-    """Sample and score every task's test prompts, write README.md and samples.png into `base`; returns the summaries."""
+def write(base: Path, config: Config) -> dict[str, dict]:
+    """Sample and score the test prompts of every set, write README.md and samples.png into `base`; summaries by scorer.
+
+    `config` says how: its policy but for the model, its evaluation and its scorers.
+    """
     summaries, pictures = {}, []
-    policy = config.policy.model_copy(update={"model": str(base)})
+    each = _GRID_ROWS * _GRID_COLUMNS // len(_SCORED_BY)
     with TemporaryDirectory() as scratch:
-        for task in configuration.TASKS:
-            records = Path(scratch, f"{task}.jsonl")
-            make.write(config, task, "test", records)
-            images = Path(scratch, task)
-            sample(policy, config.evaluation, records, images, None, config.evaluation.images_per_prompt, seed=0)
-            summaries[task] = scoring.score(task, images, Path(scratch, f"{task}-scores.jsonl"), config.scorers)
+        for prompt_set, scorer in _SCORED_BY.items():
+            images = _sampled(prompt_set, base, config, Path(scratch))
+            summaries[scorer] = scoring.score(scorer, images, Path(scratch, f"{scorer}.jsonl"), config.scorers)
             found = sorted(images.glob("*/samples/0000.png"))
-            chosen = np.linspace(0, len(found) - 1, _GRID_ROWS * _GRID_COLUMNS // 3).astype(int)
+            chosen = np.linspace(0, len(found) - 1, each).astype(int)
             pictures += [np.asarray(Image.open(found[i])) for i in chosen]
     rows = [np.concatenate(pictures[i : i + _GRID_COLUMNS], 1) for i in range(0, len(pictures), _GRID_COLUMNS)]
     grid = Image.fromarray(np.concatenate(rows))
     grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.LANCZOS).save(base / "samples.png")
-    (base / "README.md").write_text(_text(json.loads((base / "training.json").read_text()), summaries, config))
+    training = json.loads((base / "training.json").read_text(encoding="utf-8"))
+    (base / "README.md").write_text(_text(training, summaries, config), encoding="utf-8")
     return summaries
 
 
-def _text(training: dict, summaries: dict[str, dict], config: configuration.Config) -> str:
+def _sampled(prompt_set: str, base: Path, config: Config, scratch: Path) -> Path:
+    """A folder of pictures of a set's test prompts."""
+    file, images = scratch / f"{prompt_set}-prompts.jsonl", scratch / prompt_set
+    records = WORLD.records(prompt_set, "test", config.prompts)
+    file.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records), encoding="utf-8")
+    policy = config.policy.model_copy(update={"model": str(base)})
+    sample(policy, config.evaluation, config.compute, file, images, None, config.evaluation.images_per_prompt, seed=0)
+    return images
+
+
+def _text(training: dict, summaries: dict[str, dict], config: Config) -> str:
     recipe, losses = training["recipe"], training["losses"]
     picked = [losses[i] for i in np.linspace(0, len(losses) - 1, min(8, len(losses))).astype(int)]
     tags = "\n".join(f"| {tag} | {value:.3f} |" for tag, value in summaries["geneval"]["tags"].items())
@@ -57,7 +69,7 @@ image = pipe("a photo of a red circle", **settings).images[0]
 
 ![samples, untrained base](samples.png)
 
-Rows of two: prompts of geneval, ocr and pickscore.
+Two rows each of shapes, letters and preference prompts.
 
 ## Data
 {recipe["images"]} rendered scenes (star/worlds/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_dropout"]:.0%} of the captions are dropped in training. In the last

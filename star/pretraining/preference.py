@@ -219,15 +219,14 @@ def _loss(model: CLIPModel, tokenizer: CLIPTokenizer, pairs: tuple, rows: np.nda
     return {"contrast": contrast, "misread": hard.mean(), "damage": pairwise, "level": 0.01 * level}
 
 
-def train(out: Path, seed: int = 0, recipe: Recipe | None = None) -> dict:
-    """Train the model from `seed` and save it, its tokenizer and image processor, and training.json, in folder `out`.
+def train(out: Path, recipe: Recipe) -> dict:
+    """Train the model by `recipe` and save it, its tokenizer and image processor, and training.json, in folder `out`.
 
     Returns what training.json holds: recipe, seconds, losses (every 100 steps), ranking shares on held-out captions and unseen
     scenes. Deterministic on one machine for a given seed and thread count.
     """
     from star.pretraining.base import clip_tokenizer  # brings diffusers in, which scoring does without
 
-    recipe = recipe or Recipe(seed=seed)
     rng = np.random.default_rng([recipe.seed, 1])
     began = time.perf_counter()
     tokenizer = clip_tokenizer()

@@ -63,6 +63,7 @@ class Recipe:
     decay_share: float = 0.15
     ema: float = 0.999
     save_every: int = 250
+    compile: bool = True  # the transformer; for short runs it costs more than it gains
 
 
 def corpus(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
@@ -218,7 +219,7 @@ def train_transformer(
         shutil.rmtree(state, ignore_errors=True)
         draft.rename(state)
 
-    denoise = torch.compile(pipe.transformer)
+    denoise = torch.compile(pipe.transformer) if recipe.compile else pipe.transformer
 
     def velocity(x_BCHW: torch.Tensor, sigma_B: torch.Tensor, clip_BL: torch.Tensor, t5_BL: torch.Tensor) -> torch.Tensor:
         columns, pooled = encode_captions(pipe, clip_BL, t5_BL)
@@ -272,7 +273,7 @@ def train_transformer(
             torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
         window.append(shared[-1].item())
         seconds += time.perf_counter() - began
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             losses.append([step + 1, float(np.mean(window[-100:]))])
             window = window[-100:]
             bar.set_postfix(loss=losses[-1][1], refresh=False)

@@ -9,6 +9,7 @@ import functools
 import re
 
 from star.errors import InputError
+from star.prompts.quotes import quotations
 from star.prompts.record import Span
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -34,7 +35,6 @@ _STOP_WORDS = """
 ATTRIBUTES, RELATIONS, STOP_WORDS = (frozenset(text.split()) for text in (_ATTRIBUTES, _RELATIONS, _STOP_WORDS))
 _PLURAL = "(?:e?s)?"
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 
 @functools.cache  # re's own cache holds 512 patterns; GenEval's vocabulary makes more
@@ -100,12 +100,6 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-def quotations(prompt: str) -> list[tuple[int, int]]:
-    """Where the quoted parts of a prompt lie, without their quotation marks; blank ones do not count."""
-    found = (match.span(match.lastindex) for match in _QUOTED.finditer(prompt))
-    return [(start, end) for start, end in found if prompt[start:end].strip()]
-
-
 def quoted(prompt: str, carrier: str | None = None) -> tuple[Span, ...]:
     """Core spans of a lettering prompt: the quoted words without their quotation marks, and the noun that carries them.
 
@@ -118,6 +112,13 @@ def quoted(prompt: str, carrier: str | None = None) -> tuple[Span, ...]:
         raise InputError(f"prompt {prompt!r} has no word in double quotes; an ocr prompt quotes what is to be written")
     if carrier is not None:
         spans.add(*spans.search(re.escape(carrier) + _PLURAL, carrier).span(), "object")
+    return spans.ordered()
+
+
+def written(prompt: str, target: str) -> tuple[Span, ...]:
+    """Core span of a lettering prompt that says its target without quoting it. Raises InputError when it does not say it."""
+    spans = _Spans(prompt)
+    spans.add(*spans.search(re.escape(target), target).span(), "text")
     return spans.ordered()
 
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from star.config import Config
 from star.errors import InputError
+from star.prompts import own
 from star.prompts.record import Prompt
+from star.worlds.door import set_of, world
 
 SPLITS = ("train", "validation", "test", "global")
 
@@ -20,23 +23,13 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
-    if split == "global" and (task, config.prompts.world) != ("pickscore", "miniature"):
-        raise InputError("--split global: only the pickscore task of the world `miniature` has prompts of global attributes")
-    if own := config.prompts.files.get(task, {}).get(split):
-        from star.prompts import own as of_user
-
-        return of_user.records(Path(own), task)
-    if config.prompts.world == "miniature":
-        from star.worlds.miniature import prompts as miniature
-
-        return miniature.records(task, split)
-    if task == "geneval":
-        from star.worlds.coco import geneval
-
-        return geneval.records(split)
-    from star.worlds.coco import ocr, pickscore
-
-    return {"ocr": ocr, "pickscore": pickscore}[task].records(split, config.prompts)
+    prompt_set, origin = set_of(config, task), world(config.prompts.world)
+    if split not in origin.splits(prompt_set):
+        known = ", ".join(origin.splits(prompt_set))
+        raise InputError(f"--split {split}: the prompt set `{prompt_set}` of {config.prompts.world} has only {known}")
+    if file := config.prompts.files.get(task, {}).get(split):
+        return own.records(Path(file), task, {task})
+    return [replace(record, task=task) for record in origin.records(prompt_set, split, config.prompts)]
 
 
 def write(config: Config, task: str, split: str, out: Path) -> int:

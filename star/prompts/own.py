@@ -1,49 +1,61 @@
-"""Prompts of the user's own, from a file: one prompt a line (.txt), or JSON lines (.jsonl) with `prompt` and more.
+"""Prompts of the user's own, from a file of any maker (star.prompts.record.read_foreign).
 
-A line may also have `id`, `tag`, `metadata` (GenEval's form, for the geneval task) and `core`. What is missing is made: core
-content from the metadata (geneval), the quoted text (ocr) or the content words.
+What a line does not say is made: core content from the metadata (geneval), the quoted text (ocr) or the content words.
 """
 
-import json
+import sys
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from star.errors import InputError
-from star.prompts import core
-from star.prompts.record import Prompt, Span
+from star.prompts import core, quotes
+from star.prompts.record import Line, Prompt, Span, read_foreign, refuse_repeated_ids
 
 
-def records(path: Path, task: str) -> list[Prompt]:
-    """The prompt records of a file. Raises InputError, naming file and line, for what does not fit the task."""
+def records(path: Path, task: str, scorers: Collection[str]) -> list[Prompt]:
+    """The prompt records of a file for a task whose pictures `scorers` judge.
+
+    Raises InputError, naming file and line, for what does not fit, prompts that a scorer cannot judge, and repeated ids.
+    """
+    lines = read_foreign(path)
+    prompts = [_prompt(line, f"{task}-{number:05d}", task) for number, line in enumerate(lines)]
+    refuse_repeated_ids(path, prompts)
+    completed = [_completed(line, prompt, scorers) for line, prompt in zip(lines, prompts, strict=True)]
+    if "ocr" in scorers and (said := quotes.several_targets(prompts)):
+        print(f"{path}: {said}", file=sys.stderr)
+    return completed
+
+
+def _prompt(line: Line, name: str, task: str) -> Prompt:
+    tag = line.tag or task
+    return Prompt(line.id or name, task, tag, line.text, metadata={"tag": tag, **line.metadata, "prompt": line.text})
+
+
+def _completed(line: Line, prompt: Prompt, scorers: Collection[str]) -> Prompt:
+    """The prompt with its core content, and its target where lettering is judged."""
+    if "geneval" in scorers and not prompt.metadata.get("include"):
+        raise InputError(f"{line.where}: no `metadata.include`; geneval must know which objects to look for")
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable text file ({error}); prompts.files.{task} names it") from None
-    found = [_record(line, f"{path}:{number}", task, number - 1, path.suffix) for number, line in enumerate(lines, start=1)]
-    if len({record.id for record in found}) < len(found):
-        raise InputError(f"{path}: two prompts have the same id; ids say which noise belongs to which prompt")
-    return found
-
-
-def _record(line: str, where: str, task: str, number: int, suffix: str) -> Prompt:
-    try:
-        given = {"prompt": line} if suffix == ".txt" else json.loads(line)
-    except json.JSONDecodeError:
-        raise InputError(f"{where}: not JSON; a file of plain prompts ends in .txt") from None
-    prompt = given.get("prompt") if isinstance(given, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{where}: no prompt; every line needs one")
-    tag = given.get("tag", task)
-    metadata = {"tag": tag, **given.get("metadata", {}), "prompt": prompt}
-    if task == "geneval" and not metadata.get("include"):
-        raise InputError(f"{where}: no `metadata.include`; geneval must know which objects to look for")
-    try:
-        spans = tuple(Span(**span) for span in given["core"]) if "core" in given else _core(task, prompt, metadata)
+        if "ocr" in scorers:
+            prompt = replace(prompt, metadata=prompt.metadata | _lettering(prompt))
+        return replace(prompt, core=_core(prompt, scorers) if line.core is None else line.core)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    return Prompt(given.get("id", f"{task}-{number:05d}"), task, tag, prompt, spans, metadata)
+        raise InputError(f"{line.where}: {error}") from None
 
 
-def _core(task: str, prompt: str, metadata: dict) -> tuple[Span, ...]:
-    if task == "geneval":
-        return core.described(prompt, metadata["include"])
-    return core.quoted(prompt) if task == "ocr" else core.content_words(prompt)
+def _lettering(prompt: Prompt) -> dict[str, str]:
+    target = quotes.target(prompt.text, prompt.metadata)
+    if target is None:
+        raise InputError(f"prompt {prompt.text!r} has no word in double quotes; an ocr prompt quotes what is to be written")
+    return {"text": target}
+
+
+def _core(prompt: Prompt, scorers: Collection[str]) -> tuple[Span, ...]:
+    if "geneval" in scorers:
+        return core.described(prompt.text, prompt.metadata["include"])
+    if "ocr" not in scorers:
+        return core.content_words(prompt.text)
+    if quotes.quotations(prompt.text):
+        return core.quoted(prompt.text)
+    return core.written(prompt.text, prompt.metadata["text"])

@@ -1,5 +1,6 @@
 """`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -7,14 +8,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from star.allocation.columns import cut_prompts
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
+from star.allocation.spread import token_shares
 from star.config import RunSettings
 from star.errors import InputError
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
 from star.models.sd3 import Generator
 from star.prompts.record import Prompt, read
-from star.worlds.miniature.regions import region, token_shares
+from star.worlds.door import world
 
 
 def _spread(items: list[Prompt], count: int) -> list[Prompt]:
@@ -42,13 +45,14 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     allocation, steps = settings.allocation, settings.rollout.steps
     _check_blocks(settings)
     records = _spread(read(prompts), count)
-    generator, schedule = _ready(settings, adapter)
+    generator, schedule = _ready(settings, adapter, records)
     shape = (1, *generator.latent_shape())
     starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in records])
     trajectory = generator.sample(starts, generator.encode(records), generator.empty_prompt(), schedule, record=True)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = generator.decode(latents[:, -1])
-    region_Bhw = token_shares([region(picture) for picture in final], raw_BTOhw.shape[-2:])
+    regions = world(settings.prompts.world).regions(final)
+    region_Bhw = None if regions is None else token_shares(regions, raw_BTOhw.shape[-2:])
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
@@ -106,13 +110,13 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     One ODE sample a prompt. Columns: block, step, sigma, gain (see `star.allocation.maps.localisation`), n. Raises InputError
     as `draw` does, and outside the miniature, whose objects alone are known.
     """
-    if settings.prompts.world != "miniature":
-        raise InputError("--localisation: only the `miniature` world knows the true objects")
+    if world(settings.prompts.world).regions([]) is None:
+        raise InputError(f"--localisation: nobody knows the true objects of {settings.prompts.world}")
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
+    generator, schedule = _ready(settings, adapter, records)
     every = generator.transformer.config.num_layers
     generator.record_blocks(range(every))
-    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
+    raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
     n = int((region_Bhw.mean((-1, -2)) > 0).sum())
     table = pd.DataFrame(
         {"block": block, "step": t, "sigma": schedule.sigma[t].item(), "gain": gain, "n": n}
@@ -128,12 +132,12 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
     One ODE sample a prompt. Columns: prompt_id, tag, prompt, step, entropy, effective_area (see star.allocation.maps) and gain,
     the localisation gain (nan without objects). Raises InputError as `measure` does.
     """
-    if settings.prompts.world != "miniature":
-        raise InputError("--by-prompt: only the `miniature` world knows the true objects")
+    if world(settings.prompts.world).regions([]) is None:
+        raise InputError(f"--by-prompt: nobody knows the true objects of {settings.prompts.world}")
     _check_blocks(settings)
     records = read(prompts)
-    generator, schedule = _ready(settings, adapter)
-    raw_BTOhw, region_Bhw = _watch(generator, schedule, records, settings.evaluation.batch, seed)
+    generator, schedule = _ready(settings, adapter, records)
+    raw_BTOhw, region_Bhw = _watch(settings, generator, schedule, records, seed)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
     rows = []
@@ -150,33 +154,35 @@ def _check_blocks(settings: RunSettings) -> None:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
 
-def _ready(settings: RunSettings, adapter: Path | None) -> tuple[Generator, Schedule]:
-    """The generator with an adapter's weights, if any, and the noise levels of its ODE."""
+def _ready(settings: RunSettings, adapter: Path | None, records: list[Prompt]) -> tuple[Generator, Schedule]:
+    """The generator with an adapter's weights, if any, and the noise levels of its ODE; says which prompts are cut."""
     generator = Generator(settings.policy, settings.allocation, settings.compute)
+    if cut := cut_prompts(generator.tokenizers(), records):
+        print(cut, file=sys.stderr)
     if adapter is not None:
         generator.load_adapter(adapter)
     return generator, make_schedule(generator.pipe.scheduler, settings.rollout.steps, 0.0)
 
 
-def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor, seed: int) -> torch.Tensor:
+def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, seed: int) -> torch.Tensor:
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
     batch, steps = raw_BTOhw.shape[:2]
-    places_BThw = torch.randn((batch, steps, *region_Bhw.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    places_BThw = torch.randn((batch, steps, *raw_BTOhw.shape[-2:]), generator=torch.Generator().manual_seed(seed))
     return allocation_map(settings.allocation, raw_BTOhw, region_Bhw, range(steps), places_BThw)
 
 
 def _watch(
-    generator: Generator, schedule: Schedule, records: list[Prompt], batch: int, seed: int
+    settings: RunSettings, generator: Generator, schedule: Schedule, records: list[Prompt], seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
     empty, shape = generator.empty_prompt(), (1, *generator.latent_shape())
-    raw, regions = [], []
+    raw, regions, batch = [], [], settings.evaluation.batch
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
         some = records[start : start + batch]
         starts = torch.stack([noise(shape, "test", seed, r.id, 0) for r in some])
         trajectory = generator.sample(starts, generator.encode(some), empty, schedule, record=True)
         raw.append(trajectory.raw_BTOhw.cpu())
-        found = [region(picture) for picture in generator.decode(trajectory.latents_BSCHW[:, -1])]
+        found = world(settings.prompts.world).regions(generator.decode(trajectory.latents_BSCHW[:, -1]))
         regions.append(token_shares(found, raw[-1].shape[-2:]))
     return torch.cat(raw), torch.cat(regions)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from star.allocation.columns import cut_prompts
 from star.config import DRAWN_BY, Compute, Evaluation, Policy
 from star.errors import InputError
 from star.flow.schedule import Schedule, make_schedule
@@ -72,6 +73,8 @@ def sample(
     schedule = make_schedule(generator.pipe.scheduler, evaluation.steps, 0.0)
     empty = generator.empty_prompt()
     encoded = generator.encode(records)
+    if cut := cut_prompts(generator.tokenizers(), records):
+        print(cut, file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     made_by = hashlib.sha256(f"{DRAWN_BY}{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
     made_by = f"{checkpoint} {origin(policy, adapter)} {made_by}"

@@ -28,9 +28,9 @@ def score(name: str, images: Path, out: Path, scorers: Scorers, prompts: Path | 
     missing or wrong metadata or prompts, unreadable pictures, or a partial file of another scorer.
     """
     found = samples.find(images, name, prompts)
-    _say_left_out(images, found, prompts)
     job = _begin(name, found, out, make_scorer(name, scorers))
-    _check_pictures([job])
+    _check([job])
+    _say_left_out(images, found, prompts)
     return _run(job)
 
 
@@ -44,12 +44,11 @@ def score_all(images: Path, out: Path, scorers: Scorers, prompts: Path | None = 
     counts = {}
     for name in NAMES:
         found = samples.find(images, name, prompts)
-        if not counts:
-            _say_left_out(images, found, prompts)
         suited = [sample for sample in found if can_score(name, sample.record)]
         counts[name] = len(found) - len(suited)
         jobs[name] = _begin(name, suited, out / f"{name}.jsonl", make_scorer(name, scorers)) if suited else None
-    _check_pictures([job for job in jobs.values() if job])
+    _check([job for job in jobs.values() if job])
+    _say_left_out(images, found, prompts)
     return {name: job and {**_run(job), "left_out": counts[name]} for name, job in jobs.items()}
 
 
@@ -72,18 +71,19 @@ def _say_left_out(images: Path, found: list[Sample], prompts: Path | None) -> No
 
 
 def _begin(name: str, found: list[Sample], out: Path, scorer: Scorer) -> _Job:
-    """A job whose prompts and partial lines are right."""
+    """A job whose partial lines are right."""
     lines = _finished(_partial(out), scorer.fingerprint)
-    scorer.check([sample.record for sample in found])
     for sample in found:
         if sample.name in lines and lines[sample.name]["prompt"] != sample.record.text:
             raise InputError(f"{_partial(out)}: begun with another prompt for {sample.name}; delete it")
     return _Job(name, found, out, scorer, lines)
 
 
-def _check_pictures(jobs: list[_Job]) -> None:
-    """Read every picture that is to be scored, once: a broken one is said before hours of scoring, not after them."""
+def _check(jobs: list[_Job]) -> None:
+    """Read every picture that is to be scored, once, and check every prompt: before hours of scoring, not after them."""
     pictures.check(list(dict.fromkeys(sample.path for job in jobs for sample in job.todo())))
+    for job in jobs:
+        job.scorer.check([sample.record for sample in job.samples])
 
 
 def _run(job: _Job) -> dict:

@@ -5,7 +5,7 @@ Source of the rule: Flow-GRPO's OCR reward (arXiv 2505.05470). The recognisers a
 right where the picture holds one word.
 """
 
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from rapidfuzz.distance import Levenshtein
 
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
+from star.prompts import quotes
 from star.prompts.record import Prompt
+from star.prompts.text import plain
 from star.scoring import engines
 from star.scoring.score import Score
 
@@ -25,26 +27,20 @@ GOLDEN = "STAR"
 def target_of(record: Prompt) -> str:
     """The text that the picture of a prompt record should show: its metadata's `text`, else the quoted part of the prompt.
 
-    Raises InputError, naming the prompt, when there is none.
+    Raises InputError, naming the prompt, when there is none, or when its quotation marks do not pair.
     """
-    text = _target(record)
-    if not _plain(text):
+    text = quotes.target(record.text, record.metadata)
+    if text is None:
         raise InputError(f'prompt {record.text!r}: no quoted target; the ocr task needs one, as in: a sign that says "HAT"')
     return text
 
 
-def _target(record: Prompt) -> str:
-    quoted = re.search(r'"([^"]+)"', record.text)
-    return record.metadata.get("text") or (quoted.group(1) if quoted else "")
-
-
-def _plain(text: str) -> str:
-    return "".join(text.split()).lower()
-
-
 def similarity(read: str, target: str) -> float:
-    """1 - distance / len(target), without spaces and case; distance is 0 for a substring, else Levenshtein's, capped."""
-    read, target = _plain(read), _plain(target)
+    """1 - distance / len(target), both plain: without spaces, case and ways of writing (star.prompts.text).
+
+    The distance is 0 for a substring, else Levenshtein's, capped.
+    """
+    read, target = plain(read), plain(target)
     distance = 0 if target in read else min(Levenshtein.distance(read, target), len(target))
     return 1 - distance / len(target)
 
@@ -82,13 +78,15 @@ class OcrScorer:
 
     @staticmethod
     def can_score(record: Prompt) -> bool:
-        """Whether a prompt record says what the picture should read."""
-        return bool(_plain(_target(record)))
+        """Whether a prompt record says what the picture should read, beyond doubt."""
+        return quotes.has_target(record.text, record.metadata)
 
     def check(self, records: Sequence[Prompt]) -> None:
-        """Raise InputError when a prompt has no quoted target."""
+        """Raise InputError when a prompt has no quoted target; say on stderr how many quote more than one."""
         for record in records:
             target_of(record)
+        if said := quotes.several_targets(records):
+            print(f"ocr: {said}", file=sys.stderr)
 
     def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[Score]:
         """Read uint8 [H, W, 3] pictures; findings are `read` (what was read) and `target`. An engine failure raises."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from star import torchvision_schemas
 from star.errors import InputError
 from star.prompts.record import Prompt
+from star.worlds.door import set_of, world
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,9 +73,8 @@ def can_score(name: str, record: Prompt) -> bool:
 def needed(config: "Config") -> set[str]:
     """The scorers that a configuration runs: of its tasks and their rewards, and those that the collapse guards look with.
 
-    Every task's guards look with pickscore. Preference captions name objects in the miniature, and quote words elsewhere.
+    The guards look with every scorer that a task's prompts give enough to.
     """
-    scorers = {"pickscore", *config.tasks}.union(*(task.reward for task in config.tasks.values()))
-    if "pickscore" in config.tasks:
-        scorers.add("geneval" if config.prompts.world == "miniature" else "ocr")
-    return scorers
+    origin = world(config.prompts.world)
+    judges = (origin.judged_by(set_of(config, task)) for task in config.tasks)
+    return {"pickscore", *config.tasks}.union(*judges, *(task.reward for task in config.tasks.values()))

@@ -14,14 +14,17 @@ import numpy as np
 
 from star import files
 from star.errors import InputError
+from star.prompts import schema
+from star.prompts.record import json_lines
+from star.prompts.text import read_text
 from star.scoring import rules
 from star.scoring.detection import Detection
-from star.scoring.detector import all_classes
 from star.scoring.folder import summary
-from star.scoring.samples import read_rows
+from star.worlds.door import every_class
 
 _NAME = re.compile(r"(?:.*[/\\])?(\d+)[/\\]samples[/\\](\d+)\.\w+", re.ASCII)
-_ORIGIN = "it is what GenEval's evaluate_images.py or `star score` wrote"
+_NO_LINE = "not a result line of GenEval (filename; metadata and details as JSON strings)"
+_MISSING = "no such file; it is what GenEval's evaluate_images.py or `star score` wrote"
 
 
 def rescore(file: Path, out: Path) -> dict:
@@ -32,7 +35,7 @@ def rescore(file: Path, out: Path) -> dict:
     needs a colour that is not stored or a class that nothing finds, and when lines come from several runs: of several
     scorers, twice of one picture, or of two prompts under one id.
     """
-    rows = read_rows(file, _ORIGIN)
+    rows = list(json_lines(file, read_text(file, _MISSING), "JSON lines"))
     if not rows:
         raise InputError(f"{file}: no detections in it; write it again")
     origins = {row.get("scorer") if isinstance(row, dict) else None for _, row in rows}
@@ -40,17 +43,17 @@ def rescore(file: Path, out: Path) -> dict:
         raise InputError(f"{file}: lines of different scorers ({', '.join(sorted(map(repr, origins)))}); give one file each")
     origin = origins.pop() or f"@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
     scorer = f"geneval detections ({origin}) numpy-{np.__version__} {rules.RULES}"
-    lines = [_judged(row, f"{file}:{number}", scorer) for number, row in rows]
-    numbers = [number for number, _ in rows]
-    _check_classes(file, rows, lines)
-    _check_one_run(file, numbers, lines)
+    lines = [_judged(row, where, scorer) for where, row in rows]
+    _check_classes(rows, lines)
+    _check_one_run([where for where, _ in rows], lines)
     files.write_text(out, "".join(json.dumps(line) + "\n" for line in lines))
     return summary("geneval", lines)
 
 
 def _judged(row: object, where: str, scorer: str) -> dict:
+    metadata = _metadata(row, where)
     try:
-        name, metadata, details = row["filename"], json.loads(row["metadata"]), json.loads(row["details"])
+        name, details = row["filename"], json.loads(row["details"])
         colors = json.loads(row.get("colors") or "{}")
         prompt, prompt_id = metadata["prompt"], row.get("prompt_id")
         rules.check(prompt, metadata)
@@ -59,9 +62,7 @@ def _judged(row: object, where: str, scorer: str) -> dict:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{where}: not a result line of GenEval (filename; metadata and details as JSON strings): {error!r}"
-        ) from None
+        raise InputError(f"{where}: {_NO_LINE}: {error!r}") from None
     if place is None:
         raise InputError(f"{where}: filename {name!r} is not .../00000/samples/0000.png, so its prompt cannot be told")
     for detection in rules.color_candidates(found, metadata):
@@ -82,36 +83,43 @@ def _judged(row: object, where: str, scorer: str) -> dict:
     }
 
 
-def _check_classes(file: Path, rows: list[tuple[int, dict]], lines: list[dict]) -> None:
+def _check_classes(rows: list[tuple[str, dict]], lines: list[dict]) -> None:
     """Refuse a prompt with a class that no detector has and that occurs nowhere in the file: it would always be absent."""
-    classes = all_classes().union(*(json.loads(row["details"]) for _, row in rows))
-    for (number, _), line in zip(rows, lines, strict=True):
+    classes = every_class().union(*(json.loads(row["details"]) for _, row in rows))
+    for (where, _), line in zip(rows, lines, strict=True):
         try:
             remedy = "correct the name, or score the images themselves"
             rules.check_classes(line["prompt"], json.loads(line["metadata"]), classes, remedy)
         except InputError as error:
-            raise InputError(f"{file}:{number}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
 
 
-def _check_one_run(file: Path, numbers: list[int], lines: list[dict]) -> None:
+def _check_one_run(places: list[str], lines: list[dict]) -> None:
     """Refuse lines of runs that were joined: a picture twice, an id of two prompts, a number twice among an id's pictures."""
+    each = "give one file for each run"
     by_name: dict[str, int] = {}
-    by_id: dict[str, tuple[str, int]] = {}
+    by_id: dict[str, int] = {}
     by_picture: dict[tuple[str, int], int] = {}
-    for number, line in zip(numbers, lines, strict=True):
-        where, each = f"{file}:{number}", "give one file for each run"
-        if (first := by_name.setdefault(line["filename"], number)) != number:
-            raise InputError(f"{where}: {line['filename']} was already in line {first}; {each}")
-        prompt, first = by_id.setdefault(line["prompt_id"], (line["prompt"], number))
-        if prompt != line["prompt"]:
+    for place, (where, line) in enumerate(zip(places, lines, strict=True)):
+        name, prompt, prompt_id, number = (line[key] for key in ("filename", "prompt", "prompt_id", "sample"))
+        if (first := by_name.setdefault(name, place)) != place:
+            raise InputError(f"{where}: {name} was already in {places[first]}; {each}")
+        first = by_id.setdefault(prompt_id, place)
+        if (other := lines[first]["prompt"]) != prompt:
             raise InputError(
-                f"{where}: {line['prompt_id']} is {line['prompt']!r} here and {prompt!r} in line {first}, so the lines are of "
-                f"several runs; {each}"
+                f"{where}: {prompt_id} is {prompt!r} here and {other!r} in {places[first]}, of another run; {each}"
             )
-        if (first := by_picture.setdefault((line["prompt_id"], line["sample"]), number)) != number:
-            raise InputError(
-                f"{where}: picture {line['sample']} of {line['prompt_id']} is in line {first} too, from another folder; {each}"
-            )
+        if (first := by_picture.setdefault((prompt_id, number), place)) != place:
+            raise InputError(f"{where}: picture {number} of {prompt_id} is in {places[first]} too, from another folder; {each}")
+
+
+def _metadata(row: object, where: str) -> dict:
+    try:
+        value = json.loads(row["metadata"])
+        value["prompt"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {_NO_LINE}: {error!r}") from None
+    return schema.metadata(value, where)
 
 
 def _found(details: dict, colors: dict, metadata: dict) -> tuple[rules.Found, dict[int, str]]:

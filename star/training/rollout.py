@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from star.allocation.spread import token_shares
 from star.config import Rollout
 from star.errors import Diverged
 from star.flow.schedule import Schedule, make_schedule
@@ -19,7 +20,6 @@ from star.models.sd3 import Encoded, Generator, Trajectory
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.processes import Processes
-from star.worlds.miniature.regions import token_shares
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ def sample_epoch(
     seed: int,
     epoch: int,
     record_maps: bool,
-    region: Callable[[np.ndarray], np.ndarray] | None,
+    regions_of: Callable[[list[np.ndarray]], list[np.ndarray] | None],
 ) -> Rollouts:
     """Sample `group_size` images of each of the epoch's prompts and reward them; every process has its share of the batches.
 
-    `records[i]` has index `ids[i]` in the training set, which names its noise. `region` gives the true mask of a picture's
-    objects, bool [height, width]. Raises Diverged on latents or rewards that are not finite, Preempted when asked to stop.
+    `records[i]` has index `ids[i]` in the training set, which names its noise. `regions_of` gives the true masks of pictures'
+    objects, bool [height, width] each, or None. Raises Diverged on latents or rewards that are not finite, Preempted when
+    asked to stop.
     """
     began = time.perf_counter()
     prompt_B = np.repeat(np.arange(len(records)), rollout.group_size)
@@ -115,8 +116,8 @@ def sample_epoch(
         _require_finite_latents(batch.latents_BSCHW, [records[p] for p in asked], epoch)
         pictures = policy.decode(batch.latents_BSCHW[:, -1])
         rewards.append(pool.submit(pictures, [records[p] for p in asked]))
-        if region is not None and record_maps:
-            regions.append(token_shares([region(picture) for picture in pictures], batch.raw_BTOhw.shape[-2:]))
+        if record_maps and (masks := regions_of(pictures)) is not None:
+            regions.append(token_shares(masks, batch.raw_BTOhw.shape[-2:]))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
     scored = [future.result() for future in rewards]

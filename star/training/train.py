@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from star.allocation.columns import cut_prompts
 from star.allocation.maps import allocation_map, drift, effective_area, entropy, localisation
 from star.config import Allocation, RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
@@ -28,7 +29,7 @@ from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, draw_prompts, epoch_schedule, last_trained, sample_epoch, trained_steps
 from star.training.update import update_policy
-from star.worlds.miniature.regions import region
+from star.worlds.door import world
 
 
 def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> None:
@@ -49,8 +50,8 @@ def check(settings: RunSettings, records: list[Prompt], processes: int = 1) -> N
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
     if settings.allocation.source != "none" and not settings.allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
-    if settings.allocation.source == "oracle" and settings.prompts.world != "miniature":
-        raise InputError("allocation.source: oracle needs a world that knows the true objects; only `miniature` does")
+    if settings.allocation.source == "oracle" and world(settings.prompts.world).regions([]) is None:
+        raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
 
@@ -143,6 +144,8 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
         )
         _keep_rows(metrics, done)
         lines = [*describe(settings, processes.count), describe_device(policy)]
+        if cut := cut_prompts(policy.tokenizers(), records):
+            lines.append(cut)
         if policy.device.type == "cuda":
             lines += describe_memory(policy, settings.rollout.batch, processes.count)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
@@ -204,9 +207,9 @@ def train_epoch(
     prompts = policy.encode(chosen)
     steps = trained_steps(rollout, seed, epoch)
     schedule = epoch_schedule(policy, rollout, steps)
-    true_region = region if settings.prompts.world == "miniature" else None
+    regions_of = world(settings.prompts.world).regions
     rollouts = sample_epoch(
-        policy, rollout, schedule, chosen, ids, prompts, empty, pool, processes, seed, epoch, record_maps, true_region
+        policy, rollout, schedule, chosen, ids, prompts, empty, pool, processes, seed, epoch, record_maps, regions_of
     )
     began = time.perf_counter()
     advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)

@@ -7,19 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import asked
 
 from star import cli
-from star.allocation.columns import chosen_spans, core_columns, span_columns
+from star.allocation.columns import chosen_spans, core_columns, cut_prompts, span_columns
 from star.pretraining import base
+from star.prompts.record import Span
 
 CLIP, T5 = base.clip_tokenizer(), base.t5_tokenizer()
 
 
-def _span(prompt: str, text: str, nth: int = 0) -> dict:
+def _span(prompt: str, text: str, nth: int = 0, kind: str = "object") -> Span:
     start = -1
     for _ in range(nth + 1):
         start = prompt.index(text, start + 1)
-    return {"text": text, "start": start, "end": start + len(text), "kind": "object"}
+    return Span(text, start, start + len(text), kind)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +37,14 @@ def _span(prompt: str, text: str, nth: int = 0) -> dict:
 def test_the_tokens_of_a_span(prompt: str, text: str, nth: int, clip: list[str] | None, t5: list[str]) -> None:
     span = _span(prompt, text, nth)
     for tokenizer, expected in ((CLIP, clip), (T5, t5)):
-        columns = span_columns(tokenizer, prompt, span["start"], span["end"], 16)
+        columns = span_columns(tokenizer, prompt, span.start, span.end, 16)
         ids = tokenizer(prompt, truncation=True, max_length=16).input_ids
         tokens = [t for t in tokenizer.convert_ids_to_tokens([ids[c] for c in columns]) if t != "▁"]
         if expected is None:
             assert "".join(tokens).removesuffix("</w>") == text
         else:
             assert tokens == expected
-    repeated = span_columns(CLIP, "a ring and a ring", *(_span("a ring and a ring", "ring", n)["start"] for n in (1, 1)), 16)
+    repeated = span_columns(CLIP, "a ring and a ring", *(_span("a ring and a ring", "ring", n).start for n in (1, 1)), 16)
     assert repeated == []  # an empty span has no token
 
 
@@ -75,21 +77,27 @@ def test_columns_weigh_spans_equally_and_t5_follows_clip() -> None:
     assert torch.equal(core.weight_BK[1:], torch.zeros_like(core.weight_BK[1:]))
 
 
-def test_truncated_span_is_dropped_with_a_warning() -> None:
-    prompt = " ".join(["circle"] * 20) + " ring"
-    with pytest.warns(UserWarning, match="'ring' is cut away"):
-        core = core_columns([(CLIP, 16)], [prompt], [[_span(prompt, "ring")]])
-    assert core.weight_BK.sum() == 0
+def test_truncated_spans_are_dropped_counted_and_said_once() -> None:
+    long, short = " ".join(["circle"] * 20) + " ring", "a ring"
+    spans = [_span(text, "ring") for text in (long, short)]
+    core = core_columns([(CLIP, 16)], [long, short], [[span] for span in spans])
+    assert core.weight_BK.sum(1).tolist() == [0, 1]
+    prompts = [asked(text, core=(span,)) for text, span in zip((long, short), spans, strict=True)]
+    said = cut_prompts([(CLIP, 16), (T5, 16)], prompts)
+    assert said.startswith("1 of 2 prompts are cut (1 by CLIPTokenizer at 16 tokens, 1 by T5Tokenizer at 16 tokens)")
+    assert f"sees 1 core spans, as 'ring' of '{long}'" in said and "\n" not in said
+    assert cut_prompts([(CLIP, 16), (T5, 32)], prompts).endswith("no core span is lost")
+    assert cut_prompts([(CLIP, 32), (T5, 32)], prompts) is None
+    assert cut_prompts([(CLIP, 16)], []) is None
 
 
 def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
     random_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prompt = 'a red ring and a sign that says "KAT"'
-    core = [_span(prompt, text) | {"kind": kind} for text, kind in (("red", "attribute"), ("ring", "object"), ("KAT", "text"))]
-    record = {"id": "x", "task": "ocr", "tag": "ocr", "prompt": prompt, "core": core, "metadata": {}}
+    core = tuple(_span(prompt, text, kind=kind) for text, kind in (("red", "attribute"), ("ring", "object"), ("KAT", "text")))
     file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(asked(prompt, core=core).as_dict()))
     override = ["--set", f"policy.model={random_base}"]
     assert cli.main(["prompts", "--show-core", str(file), *override]) == 0
     first, *encoders = capsys.readouterr().out.splitlines()
@@ -124,7 +132,7 @@ def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[s
 
 def test_tokens_are_chosen_by_kind() -> None:
     prompt = "a red ring"
-    core = [_span(prompt, "red") | {"kind": "attribute"}, _span(prompt, "ring")]
+    core = [_span(prompt, "red", kind="attribute"), _span(prompt, "ring")]
     assert chosen_spans(prompt, core, "core") == core
     assert chosen_spans(prompt, core, ["object", "text"]) == core[1:]
     everything = core_columns([(CLIP, 16), (T5, 16)], [prompt], [chosen_spans(prompt, core, "all")])

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 
 from star import cli
 from star.config import Config, Policy, load
-from star.doctor import examine, machine, packages
+from star.doctor import machine, packages
+from star.doctor.examine import examine
 from star.doctor.weights import lacks
 from star.errors import InputError
 from star.models.sd3 import load_pipeline

@@ -9,6 +9,7 @@ import torch
 from hub_server import COMMIT, Hub, point_to
 from huggingface_hub import constants, snapshot_download
 from PIL import Image
+from records import asked
 
 from star import cli
 from star.config import Policy, Scorers
@@ -40,7 +41,7 @@ def _golden_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scorers_come_from_the_hub_once_and_then_from_the_cache(hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     _golden_known(monkeypatch)
-    image, record = np.asarray(Image.open(PICKSCORE / "golden/0.png")), {"prompt": "a photo of two circles"}
+    image, record = np.asarray(Image.open(PICKSCORE / "golden/0.png")), asked("a photo of two circles")
     fetched = make_scorer("pickscore", _scorers())
     assert any(asked.startswith("GET") and "model.safetensors" in asked for asked in hub_server.asked)
     hub_server.asked.clear()

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from star import cli
 from star.pretraining import base, pretrain
 from star.worlds.miniature.captions import TEST_PROMPTS, caption, misread, split
 
@@ -135,3 +137,32 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
 def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
     rates = {0: 0.01, 99: 1.0, 800: 1.0, 900: 0.5, 999: 0.005, 1000: 0.0}
     assert {step: pretrain._schedule(step, 1000, 100, 0.2) for step in rates} == pytest.approx(rates)
+
+
+TINY = (
+    *("base.images=64", "base.autoencoder_steps=4", "base.autoencoder_whole_steps=2", "base.autoencoder_batch=8"),
+    *("base.steps=3", "base.batch=8", "base.processes=1", "base.save_every=2", "base.compile=false"),
+    *("preference.pairs=32", "preference.steps=2", "preference.batch=8", "preference.held_out=8"),
+)
+
+
+def test_the_stage_runs_to_its_card(tmp_path: Path) -> None:
+    recipe = [argument for change in TINY for argument in ("--recipe", change)]
+    fast = ["--set", "evaluation.steps=1", "--set", "evaluation.images_per_prompt=1"]
+    out = tmp_path / "out"
+    assert cli.main(["pretrain-miniature", "--out", str(out), "--work", str(tmp_path / "work"), *recipe, *fast]) == 0
+    assert (out / "pickscore/training.json").exists() and (out / "base/model_index.json").exists()
+    training = json.loads((out / "base/training.json").read_text())
+    assert training["recipe"]["steps"] == 3 and training["losses"][-1][0] == 3
+    card = (out / "base/README.md").read_text()
+    assert f"flow-matching loss {training['losses'][-1][1]:.3f}" in card and "| color_attr | 0." in card
+    assert Image.open(out / "base/samples.png").size == (1280, 768)  # 10 x 6 pictures of 64 pixels, twice as large
+
+
+@pytest.mark.parametrize("change", ["steps=3", "base.step=3", "base.steps=few", "base.lr=[", "other.steps=3", "base.steps"])
+def test_a_recipe_that_does_not_fit_is_refused_before_work(change: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["pretrain-miniature", "--out", str(out), "--work", str(tmp_path / "work"), "--recipe", change]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"star pretrain-miniature: --recipe {change}: ") and line.count("\n") == 1
+    assert not out.exists()

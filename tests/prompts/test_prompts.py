@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from star.config import load
 from star.errors import InputError
 from star.prompts import core, make
-from star.prompts.record import KEYS, read
+from star.prompts.record import KEYS, Span, read
 from star.worlds.miniature.prompts import TRAIN_WEIGHTS
 
 CONFIG = load(Path(__file__).parents[2] / "config/miniature.yaml")
@@ -22,16 +23,16 @@ TASKS = ("geneval", "ocr", "pickscore")
 KINDS = {"object", "attribute", "count", "relation", "text"}
 
 
-def spans(found: list[dict]) -> list[tuple[str, str]]:
-    return [(s["text"], s["kind"]) for s in found]
+def spans(found: Sequence[Span]) -> list[tuple[str, str]]:
+    return [(s.text, s.kind) for s in found]
 
 
-def check_spans(prompt: str, found: list[dict]) -> None:
+def check_spans(prompt: str, found: Sequence[Span]) -> None:
     """The contract of core spans, whatever finds them."""
     for span in found:
-        assert span.keys() == {"text", "start", "end", "kind"} and span["kind"] in KINDS
-        assert prompt[span["start"] : span["end"]] == span["text"] != ""
-    assert all(a["end"] <= b["start"] for a, b in itertools.pairwise(found))
+        assert span.kind in KINDS
+        assert prompt[span.start : span.end] == span.text != ""
+    assert all(a.end <= b.start for a, b in itertools.pairwise(found))
 
 
 # -- the miniature's sets ------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
     for record in make.records(CONFIG, task, split):
         found = record.core
         check_spans(record.text, found)
-        said = {kind: [s["text"] for s in found if s["kind"] == kind] for kind in KINDS}
+        said = {kind: [s.text for s in found if s.kind == kind] for kind in KINDS}
         metadata = record.metadata
         if task == "ocr":
             assert (said["text"], said["object"]) == ([metadata["text"]], [metadata["carrier"]])
@@ -122,7 +123,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
         if task == "geneval":
             rest = record.text
             for span in reversed(found):
-                rest = rest[: span["start"]] + rest[span["end"] :]
+                rest = rest[: span.start] + rest[span.end :]
             assert set(rest.split()) <= {"a", "photo", "of", "and"}
             assert len(said["object"]) == len(metadata["include"])
 
@@ -131,7 +132,7 @@ def test_written_files_are_seeded_and_read_back(tmp_path: Path):
     first, second = tmp_path / "new/a.jsonl", tmp_path / "b.jsonl"
     assert make.write(CONFIG, "ocr", "train", first) == make.write(CONFIG, "ocr", "train", second) == 1000
     assert first.read_bytes() == second.read_bytes()
-    assert [json.loads(line) for line in first.read_text().splitlines()] == read(first)
+    assert [json.loads(line) for line in first.read_text().splitlines()] == [r.as_dict() for r in read(first)]
     assert [f.name for f in first.parent.iterdir()] == ["a.jsonl"]
 
 
@@ -181,7 +182,7 @@ def item(cls: str, count: int = 1, **more: object) -> dict:
 def test_described_spans(prompt: str, include: list[dict], expected: str):
     found = core.described(prompt, include)
     check_spans(prompt, found)
-    assert ", ".join(f"{s['text']}:{s['kind']}" for s in found) == expected
+    assert ", ".join(f"{s.text}:{s.kind}" for s in found) == expected
 
 
 def test_a_prompt_that_does_not_say_what_its_metadata_asks_for_is_refused():
@@ -219,14 +220,14 @@ def test_quoted_spans():
 def test_content_words(prompt: str, expected: str):
     found = core.content_words(prompt)
     check_spans(prompt, found)
-    assert ", ".join(f"{s['text']}:{s['kind']}" for s in found) == expected
+    assert ", ".join(f"{s.text}:{s.kind}" for s in found) == expected
 
 
 @given(st.text())
 def test_content_words_of_any_text(prompt: str):
     found = core.content_words(prompt)
     check_spans(prompt, found)
-    covered = {i for s in found for i in range(s["start"], s["end"])}
+    covered = {i for s in found for i in range(s.start, s.end)}
     # A long run of plain letters is a word; what is left outside the spans can only be stop words.
     for match in re.finditer(r"(?<![\w'’-])[a-zA-Z]{2,}(?![\w'’-])", prompt):
         assert match.start() in covered or match[0].lower() in core.STOP_WORDS
@@ -240,8 +241,8 @@ def test_spans_of_repeated_words_are_all_there(words: list[str]):
     prompt = " ".join(words)
     found = core.content_words(prompt)
     check_spans(prompt, found)
-    assert Counter(s["text"] for s in found)["dog"] == words.count("dog")
-    assert Counter(s["text"] for s in found)["bear"] == words.count("teddy bear")
+    assert Counter(s.text for s in found)["dog"] == words.count("dog")
+    assert Counter(s.text for s in found)["bear"] == words.count("teddy bear")
 
 
 _NOUNS = st.lists(st.sampled_from(["cat", "bus", "teddy bear", "bear", "hot dog", "dog", "cross"]), min_size=1, max_size=3)
@@ -260,11 +261,11 @@ def test_described_spans_of_any_prompt_of_the_template(nouns: list[str], data: s
     prompt = "a photo of " + " and ".join(parts)
     found = core.described(prompt, include)
     check_spans(prompt, found)
-    kinds = Counter(s["kind"] for s in found)
+    kinds = Counter(s.kind for s in found)
     assert kinds["object"] == len(include)
     assert kinds["attribute"] == sum("color" in i for i in include)
     assert kinds["count"] == sum(i["count"] > 1 for i in include)
     rest = prompt
     for span in reversed(found):
-        rest = rest[: span["start"]] + rest[span["end"] :]
+        rest = rest[: span.start] + rest[span.end :]
     assert set(rest.split()) <= {"a", "photo", "of", "and"}

@@ -38,8 +38,8 @@ def check(found: list[dict], task: str) -> None:
         assert (r.metadata["prompt"], r.metadata["tag"]) == (r.text, r.tag)
         end = 0
         for span in r.core:
-            assert span["start"] >= end and r.text[span["start"] : span["end"]] == span["text"] != ""
-            end = span["end"]
+            assert span.start >= end and r.text[span.start : span.end] == span.text != ""
+            end = span.end
 
 
 # -- GenEval -------------------------------------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def test_geneval_records_keep_the_contract_and_everything_but_the_template_is_co
         for r in found[:3000] if split == "train" else found:
             rest = r.text
             for span in reversed(r.core):
-                rest = rest[: span["start"]] + rest[span["end"] :]
+                rest = rest[: span.start] + rest[span.end :]
             assert set(rest.split()) <= {"a", "an", "photo", "of", "and"}, r.text
-            kinds = Counter(span["kind"] for span in r.core)
+            kinds = Counter(span.kind for span in r.core)
             include = r.metadata["include"]
             assert kinds["object"] == len(include) and kinds["attribute"] == sum("color" in i for i in include)
             assert kinds["relation"] == (r.tag == "position") and kinds["count"] == (r.tag == "counting")
@@ -266,7 +266,7 @@ def test_captions_without_a_target_are_left_out_and_counted(
     text = b'a sign\na sign that says ""\na mug that says "Tea"\n'
     monkeypatch.setitem(published.BLOBS, name, git_hash(text))
     (only,) = records("ocr", "test", f"prompts.mirror={put(tmp_path / 'mirror', {name: text})}")
-    assert only["metadata"] == {"tag": "ocr", "text": "Tea", "carrier": "mug", "prompt": 'a mug that says "Tea"'}
+    assert only.metadata == {"tag": "ocr", "text": "Tea", "carrier": "mug", "prompt": 'a mug that says "Tea"'}
     assert "ocr test: 2 of 3 captions left out" in capsys.readouterr().out
 
 
@@ -302,8 +302,8 @@ def test_the_carrier_of_a_target(caption: str, carrier: str | None, target: str)
     record = ocr._record(0, caption)
     check([record], "ocr")
     assert record.metadata.get("carrier") == carrier and record.metadata["text"] == target
-    assert [s["text"] for s in record.core if s["kind"] == "object"] == ([carrier] if carrier else [])
-    assert next(s["text"] for s in record.core if s["kind"] == "text") == target
+    assert [s.text for s in record.core if s.kind == "object"] == ([carrier] if carrier else [])
+    assert next(s.text for s in record.core if s.kind == "text") == target
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_generated_captions_have_one_target_on_a_known_carrier(generated: dict):
             assert shape.fullmatch(r.text), r.text
             noun, target = r.metadata["carrier"], r.metadata["text"]
             assert f" {noun} " in r.text.split('"')[0] and r.text.split('"')[1] == target
-            assert [s["text"] for s in r.core] == [noun, target]
+            assert [s.text for s in r.core] == [noun, target]
             assert any(scene.endswith(noun) for _, scene in ocr._SCENES)
 
 

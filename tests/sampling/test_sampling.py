@@ -18,8 +18,9 @@ from star.flow.seeding import noise
 from star.models.sd3 import Generator
 from star.prompts import make
 from star.prompts.record import read
-from star.sampling import gallery, sample
+from star.sampling import gallery
 from star.sampling.gallery import draw
+from star.sampling.sample import sample
 from star.worlds.miniature.regions import region
 
 ROOT = Path(__file__).parents[2]

@@ -143,7 +143,7 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
     file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
     records = make.records(configuration.load(file), "ocr", "train")[:40]
     records[-1] = asked("a sign")
-    listed.write_text("".join(json.dumps(record) + "\n" for record in records))
+    listed.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
     run = ["--task", "ocr", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
     assert cli.main(["train", "--config", str(file), *run]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

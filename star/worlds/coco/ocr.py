@@ -9,6 +9,7 @@ import numpy as np
 
 from star.config import Prompts
 from star.prompts import core
+from star.prompts.quotes import quotations
 from star.prompts.record import Prompt, Span
 from star.worlds.coco import published
 
@@ -95,7 +96,7 @@ def carrier(prompt: str, target: Span) -> Span | None:
     that were looked at 96 were right. In this order: the word right after the closing quotation mark (`a "Keep Out" sign`),
     the nearest before the target in its sentence, the nearest of the five words after it, the nearest in the sentences before.
     """
-    lettering = core.quotations(prompt)
+    lettering = quotations(prompt)
     words = [m for m in _WORD.finditer(prompt) if not any(start <= m.start() < end for start, end in lettering)]
     sentence = max((m.end() for m in _SENTENCE.finditer(prompt, 0, target.start)), default=0)
     stop = _SENTENCE.search(prompt, target.end)
@@ -158,8 +159,8 @@ def records(split: str, prompts: Prompts) -> list[Prompt]:
     if prompts.ocr == "generated":
         captions = generated(split)
     else:
-        lines = published.captions("ocr", split, prompts.mirror, "set prompts.ocr: generated (captions of our own)")
-        captions = [line for line in lines if core.quotations(line)]
+        lines = published.captions("ocr", split, prompts.mirror)
+        captions = [line for line in lines if quotations(line)]
         if len(captions) < len(lines):
             print(f"ocr {split}: {len(lines) - len(captions)} of {len(lines)} captions left out, which quote no target")
     return [_record(i, caption) for i, caption in enumerate(captions)]

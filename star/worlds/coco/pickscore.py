@@ -64,8 +64,7 @@ def records(split: str, prompts: Prompts) -> list[Prompt]:
 
     Prints how many captions the filter dropped; core content is the content words of the caption.
     """
-    instead = "take pickscore out of `tasks` (only ocr captions can be generated: prompts.ocr)"
-    captions = published.captions("pickscore", split, prompts.mirror, instead)
+    captions = published.captions("pickscore", split, prompts.mirror)
     if prompts.filter_unsafe:
         kept = [caption for caption in captions if not unsafe(caption)]
         print(f"pickscore {split}: {len(captions) - len(kept)} of {len(captions)} captions dropped by prompts.filter_unsafe")

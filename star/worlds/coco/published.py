@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import urllib.request
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,6 +25,10 @@ BLOBS = {
     "dataset/pickscore/test.txt": "45f05231b969fb5f74c8debd606b22cd3be27f8e",
 }
 VALIDATION_PROMPTS = 256
+_INSTEAD = {
+    "ocr": "set prompts.ocr: generated (captions of our own)",
+    "pickscore": "take pickscore out of `tasks` (only ocr captions can be generated: prompts.ocr)",
+}
 _SEED = 43
 _TIMEOUT = 30  # seconds without an answer
 
@@ -39,55 +44,69 @@ def _verified(data: bytes, name: str, origin: object, remedy: str) -> bytes:
     return data
 
 
-def _fetch(name: str, instead: str) -> bytes:
-    url = BASE + name
-    remedies = f"connect this machine once, set prompts.mirror to a folder that holds {name}, or {instead}"
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
-            data = response.read()
-    except (OSError, HTTPException) as error:
-        raise InputError(f"{url}: not cached and cannot be fetched ({' '.join(str(error).split())}); {remedies}") from None
-    _verified(data, name, url, f"nothing was kept; {remedies}")
-    path = CACHE / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
-    print(f"fetched {url} into {path}")
-    return data
+@dataclass(frozen=True)
+class PublishedFile:
+    """A published file by its name, in the folder `mirror` if there is one, else in the cache or fetched.
 
-
-def local(name: str, mirror: str | None) -> Path | None:
-    """A published file on this machine: in the folder `mirror` if there is one, else in the cache; None where it is not cached.
-
-    Raises InputError when the mirror lacks it, or when it is not the published one.
+    `instead` is what else can be done where it cannot be had.
     """
-    path = (CACHE if mirror is None else Path(mirror)) / name
-    if not path.is_file():
-        if mirror is None:
-            return None
-        raise InputError(f"prompts.mirror: no file {path}; a clone of github.com/yifan123/flow_grpo is a mirror")
-    remedy = "delete it, and it is fetched again" if mirror is None else "prompts.mirror needs an unchanged copy"
-    _verified(path.read_bytes(), name, path, remedy)
-    return path
+
+    name: str
+    mirror: str | None
+    instead: str
+
+    @classmethod
+    def of(cls, prompt_set: str, split: str, mirror: str | None) -> "PublishedFile":
+        """The file that a split of "ocr" or "pickscore" is read from."""
+        name = f"dataset/{prompt_set}/{'test' if split == 'test' else 'train'}.txt"
+        return cls(name, mirror, _INSTEAD[prompt_set])
+
+    def local(self) -> Path | None:
+        """Where the file lies on this machine; None where it is neither mirrored nor cached.
+
+        Raises InputError when the mirror lacks it, or when it is not the published one.
+        """
+        path = (CACHE if self.mirror is None else Path(self.mirror)) / self.name
+        if not path.is_file():
+            if self.mirror is None:
+                return None
+            raise InputError(f"prompts.mirror: no file {path}; a clone of github.com/yifan123/flow_grpo is a mirror")
+        remedy = "delete it, and it is fetched again" if self.mirror is None else "prompts.mirror needs an unchanged copy"
+        _verified(path.read_bytes(), self.name, path, remedy)
+        return path
+
+    def fetch(self) -> Path:
+        """Bring the file into the cache, unless it is on this machine; returns where it lies.
+
+        Raises InputError when it cannot be had, with what to do, or is not the published one.
+        """
+        if (path := self.local()) is not None:
+            return path
+        url = BASE + self.name
+        remedies = f"connect this machine once, set prompts.mirror to a folder that holds {self.name}, or {self.instead}"
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+                data = response.read()
+        except (OSError, HTTPException) as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"{url}: not cached and cannot be fetched ({why}); {remedies}") from None
+        _verified(data, self.name, url, f"nothing was kept; {remedies}")
+        path = CACHE / self.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+        print(f"fetched {url} into {path}")
+        return path
 
 
-def content(name: str, mirror: str | None, instead: str) -> bytes:
-    """The bytes of a published file: from the folder `mirror` if there is one, else the cache, else the network.
-
-    Raises InputError when it cannot be had, with what to do (`instead` is the remedy of the task), or is not the published one.
-    """
-    path = local(name, mirror)
-    return _fetch(name, instead) if path is None else path.read_bytes()
-
-
-def captions(task: str, split: str, mirror: str | None, instead: str) -> list[str]:
-    """The captions of a split of "ocr" or "pickscore", in the file's order. Raises InputError as `content`."""
-    text = content(f"dataset/{task}/{'test' if split == 'test' else 'train'}.txt", mirror, instead).decode()
+def captions(prompt_set: str, split: str, mirror: str | None) -> list[str]:
+    """The captions of a split of "ocr" or "pickscore", in the file's order. Raises InputError as `PublishedFile.fetch`."""
+    text = PublishedFile.of(prompt_set, split, mirror).fetch().read_bytes().decode()
     # As the source reads them: a line ends at \n, \r or both, and at nothing else that Unicode calls a line's end.
     lines = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
     if split == "test":
         return lines
-    drawn = np.random.default_rng([_SEED, *task.encode()]).permutation(len(lines))[:VALIDATION_PROMPTS]
+    drawn = np.random.default_rng([_SEED, *prompt_set.encode()]).permutation(len(lines))[:VALIDATION_PROMPTS]
     validation = dict.fromkeys(lines[i] for i in sorted(drawn))
     return list(validation) if split == "validation" else [line for line in lines if line not in validation]

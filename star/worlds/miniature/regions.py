@@ -4,8 +4,6 @@ Pictures of the world, drawn or generated, have objects or a plate on an even gr
 """
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy.ndimage import binary_fill_holes
 
 _DIFFERENT = 45  # of 255 in any channel; grounds vary by less, inks and plates differ by more
@@ -22,8 +20,3 @@ def region(picture: np.ndarray) -> np.ndarray:
     different = (abs(rgb - ground) > _DIFFERENT).any(-1)
     coloured = (rgb.max(-1) - rgb.min(-1) > _DIFFERENT).any()
     return different if coloured else binary_fill_holes(different)
-
-
-def token_shares(masks: list[np.ndarray], grid: tuple[int, int]) -> torch.Tensor:
-    """The share of every token that masks, bool [height, width], cover: float32 [B, h, w]."""
-    return F.adaptive_avg_pool2d(torch.from_numpy(np.stack(masks)).float(), grid)
