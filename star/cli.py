@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 asked to stop (SIGTERM) after writ
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # a picture is scored, or refused in one line
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("RapidOCR").setLevel(logging.WARNING)
+
+
+def _print_anything() -> None:
+    """Prompts hold letters that a terminal's encoding may lack; they are escaped instead of stopping the stage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _prompts(args: argparse.Namespace) -> None:
@@ -260,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     quiet_libraries()
+    _print_anything()
     args = _parser().parse_args(argv)
     torchvision_schemas.declare()
     try:

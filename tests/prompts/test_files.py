@@ -1,5 +1,6 @@
 """Prompt files of others: what a person reads is what is read, whoever wrote the file; misfits are named in one line."""
 
+import io
 import json
 import unicodedata
 from pathlib import Path
@@ -137,6 +138,15 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         read_foreign(tmp_path)
     with pytest.raises(InputError, match="no such file of prompts"):
         read_foreign(tmp_path / "none.txt")
+
+
+def test_a_terminal_without_a_letter_gets_it_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = own(written(tmp_path / "p.txt", ["ein Schild 営業中"], "unix"), "pickscore")
+    (tmp_path / "records.jsonl").write_text(json.dumps(prompts[0].as_dict()))
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="latin-1", write_through=True))
+    assert cli.main(["prompts", "--show-core", str(tmp_path / "records.jsonl")]) == 0
+    assert rb"ein|object] [Schild|object] [\u55b6\u696d\u4e2d|object]" in printed.getvalue()
 
 
 # -- forms ---------------------------------------------------------------------------------------------------------------
