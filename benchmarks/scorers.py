@@ -34,7 +34,7 @@ from star.prompts import make
 from star.prompts.record import Prompt
 from star.runtime import processor
 from star.scoring.colors import ClipColors
-from star.scoring.geneval import Detection
+from star.scoring.detection import Detection
 from star.scoring.mask2former import Mask2Former
 from star.scoring.pickscore import PickScorer
 from star.scoring.pool import RewardPool

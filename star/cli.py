@@ -33,6 +33,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module="PIL")  # a picture is scored, or refused in one line
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
 
@@ -82,35 +84,35 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    if args.detections and (args.task != "geneval" or args.images or args.prompts or args.guards):
+    if args.detections and (args.scorer != "geneval" or args.images or args.prompts or args.guards):
         raise InputError(
-            "--detections: stored detections are judged for `--task geneval`, and without --images, --prompts, --guards"
+            "--detections: stored detections are judged for `--scorer geneval`, and without --images, --prompts, --guards"
         )
     if not args.detections and not args.images:
         raise InputError("--images: say which folder of pictures to score, or give --detections FILE")
     from star.scoring import folder
 
     if args.detections:
-        from star.scoring.detections import rescore
+        from star.scoring.stored import rescore
 
         folder.print_summary(rescore(args.detections, args.out))
         return
     config = configuration.load(args.config, args.set)
     scorers = config.scorers
     if args.all and args.guards:
-        raise InputError("--guards: needs --task, whose pictures these are; --all already has the other tasks' scores")
+        raise InputError("--guards: needs --scorer, whose pictures these are; --all already has the other scorers' scores")
     if args.all:
-        for task, summary in folder.score_all(args.images, args.out, scorers, args.prompts).items():
+        for name, summary in folder.score_all(args.images, args.out, scorers, args.prompts).items():
             if summary is None:
-                print(f"{task}: not scored, no prompt has what it needs")
+                print(f"{name}: not scored, no prompt has what it needs")
             else:
                 folder.print_summary(summary)
         return
-    scorer = configuration.main_scorer(config, args.task) if args.task in config.tasks else args.task
+    scorer = configuration.main_scorer(config, args.scorer) if args.scorer in config.tasks else args.scorer
     if ":" not in scorer and scorer not in configuration.SCORERS:
         raise InputError(
-            f"--task {args.task}: no task of the configuration ({', '.join(config.tasks)}), and no scorer "
-            f"({', '.join(configuration.SCORERS)}, module:function)"
+            f"--scorer {args.scorer}: no scorer ({', '.join(configuration.SCORERS)}, module:function), and no task of the "
+            f"configuration ({', '.join(config.tasks)})"
         )
     folder.print_summary(folder.score(scorer, args.images, args.out, scorers, args.prompts))
     if args.guards:
@@ -255,8 +257,9 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
     which = s.add_mutually_exclusive_group(required=True)
-    which.add_argument("--task", help="a key of `tasks:`, or a scorer: geneval, ocr, pickscore, module:function")
-    which.add_argument("--all", action="store_true", help="every task whose scorer the prompts allow; --out is a folder then")
+    which.add_argument("--scorer", metavar="NAME", help="geneval, ocr, pickscore, or a function of your own, module:function")
+    which.add_argument("--task", dest="scorer", metavar="NAME", help="the scorer of a task of the configuration")
+    which.add_argument("--all", action="store_true", help="every scorer that the prompts allow; --out is a folder then")
     s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
     s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
     s.add_argument("--detections", type=Path, metavar="FILE", help="judge GenEval's result lines again instead of pictures")

@@ -19,7 +19,7 @@ from star.config.key import VERSIONS, training_key, weights_digest
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, looks_at_attributes, require
 from star.files import write_bytes
-from star.scoring.geneval import failure
+from star.scoring.rules import failure
 
 RunName = tuple[str, str, int]  # task, method, seed
 _SCORES = ["epoch", "metric", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]

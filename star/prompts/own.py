@@ -21,9 +21,10 @@ def records(path: Path, task: str, scorers: Collection[str]) -> list[Prompt]:
     lines = read_foreign(path)
     prompts = [_prompt(line, f"{task}-{number:05d}", task) for number, line in enumerate(lines)]
     refuse_repeated_ids(path, prompts)
+    completed = [_completed(line, prompt, scorers) for line, prompt in zip(lines, prompts, strict=True)]
     if "ocr" in scorers and (said := quotes.several_targets(prompts)):
         print(f"{path}: {said}", file=sys.stderr)
-    return [_completed(line, prompt, scorers) for line, prompt in zip(lines, prompts, strict=True)]
+    return completed
 
 
 def _prompt(line: Line, name: str, task: str) -> Prompt:

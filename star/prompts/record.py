@@ -74,7 +74,7 @@ def read(path: Path) -> list[Prompt]:
     """The prompt records of a file. Raises InputError, naming file and line, when it is missing, empty or malformed."""
     text = read_text(path, "no such prompt file; write one with `star prompts`")
     prompts = []
-    for where, record in _json_lines(path, text, "a JSON object"):
+    for where, record in json_lines(path, text, "a JSON object"):
         for key in KEYS:
             if not isinstance(record, dict) or key not in record:
                 raise InputError(f"{where}: no key `{key}`; a prompt record has {', '.join(KEYS)}")
@@ -93,7 +93,7 @@ def read_foreign(path: Path) -> list[Line]:
     if path.suffix.lower() == ".txt":
         rows: Iterable = ((f"{path}:{n}", {"prompt": line.strip()}) for n, line in enumerate(lines_of(text), start=1))
     else:
-        rows = _json_lines(path, text, "JSON; a file of plain prompts ends in .txt")
+        rows = json_lines(path, text, "JSON; a file of plain prompts ends in .txt")
     lines = [line_of(row, where) for where, row in rows]
     if not lines:
         raise InputError(f"{path}: no prompts in it; give {_PLAIN}")
@@ -125,8 +125,8 @@ def refuse_repeated_ids(path: Path, prompts: list[Prompt]) -> None:
             )
 
 
-def _json_lines(path: Path, text: str, expected: str) -> Iterator[tuple[str, Any]]:
-    """(file:line, value) of JSON lines, or of the items of one JSON array."""
+def json_lines(path: Path, text: str, expected: str) -> Iterator[tuple[str, Any]]:
+    """(file:line, value) of JSON lines, or of the items of one JSON array. Raises InputError: not what was `expected`."""
     if text.lstrip("\ufeff \t\r\n").startswith("["):
         yield from _array(path, text.lstrip("\ufeff"))
         return

@@ -14,7 +14,7 @@ from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 from star.scoring import sources
-from star.scoring.geneval import COLORS, Detected
+from star.scoring.detection import COLORS, Detected
 
 TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 OUTSIDE = 0x99  # grey of the pixels outside the mask
@@ -25,15 +25,20 @@ _Processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformer
 
 
 def crop(image: np.ndarray, detection: Detected) -> np.ndarray | None:
-    """The box of a detection cut out of `image`, uint8 [h, w, 3], grey outside its mask; None where nothing is left.
+    """The box of a detection cut out of `image`, uint8 [h, w, 3], grey outside its mask, black beyond the picture.
 
-    Nothing is left when the box has no width or height within the picture, or the mask is empty inside it.
+    None where nothing is left: the box has no width or height within the picture, or the mask is empty inside it. The
+    official evaluator, which pads in black too, would fail there or name a colour of nothing.
     """
     height, width = image.shape[:2]
     x1, y1, x2, y2 = (round(float(v)) for v in detection.box)
     rows, columns = slice(max(y1, 0), max(min(y2, height), 0)), slice(max(x1, 0), max(min(x2, width), 0))
     mask = detection.mask[rows, columns]
-    return np.where(mask[..., None], image[rows, columns], np.uint8(OUTSIDE)) if mask.any() else None
+    if not mask.any():
+        return None
+    seen = np.where(mask[..., None], image[rows, columns], np.uint8(OUTSIDE))
+    beyond = ((rows.start - y1, y2 - rows.stop), (columns.start - x1, x2 - columns.stop), (0, 0))
+    return np.pad(seen, beyond)
 
 
 def _unit(output: object) -> torch.Tensor:

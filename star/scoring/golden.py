@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from star.errors import InputError, ScorerFailed
-from star.scoring import pictures
+from star.scoring import pictures, samples
+from star.scoring.detection import Detection, Golden
 
 _PERSON = {
     "tag": "counting",  # the strictest threshold
@@ -20,15 +21,6 @@ _PERSON = {
     "exclude": [{"class": "person", "count": 2}],
 }
 _DISCS = {"red": (220, 20, 20), "green": (20, 150, 30), "blue": (20, 40, 210), "yellow": (250, 225, 20)}
-
-
-class Golden(NamedTuple):
-    """A picture, uint8 [H, W, 3], GenEval's metadata for it, and the verdict that is known to be right."""
-
-    name: str
-    image: np.ndarray
-    metadata: dict
-    correct: bool = True
 
 
 def portrait() -> list[Golden]:
@@ -52,7 +44,7 @@ def read(folder: Path) -> list[Golden]:
     for path in sorted(folder.glob("*/samples/*.png")):
         described = path.parents[1] / "metadata.jsonl"
         try:
-            metadata = json.loads(described.read_text())
+            metadata = json.loads(described.read_text(encoding="utf-8"))
             answer = Golden(path.relative_to(folder).as_posix(), pictures.read(path), metadata, metadata.get("correct", True))
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"scorers.geneval.golden: {described} or {path} cannot be read: {error}") from None
@@ -84,17 +76,15 @@ def preferences(model: str) -> list[Preference]:
         ImageDraw.Draw(drawn).ellipse((96, 96, 415, 415), fill=_DISCS["red"])
         return [Preference(pictures.read(_portrait()), portrait, disc), Preference(np.asarray(drawn), disc, portrait)]
     captions = folder / "captions.jsonl"
-    samples = pictures.find(folder, "pickscore", captions)
-    for number, sample in enumerate(samples, 1):
+    found = samples.find(folder, "pickscore", captions)
+    for number, sample in enumerate(found, 1):
         if not isinstance(sample.record.metadata.get("worse"), str):
             raise InputError(f"{captions}:{number}: no `worse`, a caption that must score lower; write one or remove {folder}")
-    return [Preference(pictures.read(s.path), s.record.text, s.record.metadata["worse"]) for s in samples]
+    return [Preference(pictures.read(s.path), s.record.text, s.record.metadata["worse"]) for s in found]
 
 
 def check_colors(colors_of: Callable) -> None:
     """Classify drawn discs of four plain colours; raises ScorerFailed, naming the colour, when one is called another."""
-    from star.scoring.geneval import Detection
-
     canvas = Image.new("L", (256, 256))
     ImageDraw.Draw(canvas).ellipse((48, 48, 207, 207), fill=255)
     mask = np.asarray(canvas) > 0

@@ -13,7 +13,6 @@ All are to be compared between checkpoints on the same prompts, resolution and p
 Shape suffixes: P pictures of one prompt, D features, H W pixels.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from star.config import SCORERS, Scorers
-from star.scoring import pictures
-from star.scoring.folder import summary
-from star.scoring.pictures import Sample
-from star.scoring.scorer import can_score, make_scorer
+from star import files
+from star.config import Scorers
+from star.scoring import folder, pictures, samples
+from star.scoring.samples import Sample
+from star.scoring.scorer import NAMES, Scorer, can_score, make_scorer
 
 _EDGE, _THUMBNAIL, _LEVELS = 0.1, 32, 4
 _BATCH = 48
@@ -68,67 +67,61 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel() / 255
 
 
-def measure(task: str, images: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
-    """The guards of the pictures under `images`, which were sampled for `task`.
+def measure(name: str, images: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
+    """The guards of the pictures under `images`, which the scorer `name` scores.
 
-    Keys: task, images, prompts, features (what made them), the three GUARDS, and cross: {task: {mean, images, scorer}} of
-    the other tasks. Raises InputError for missing pictures or weights, as star.scoring.folder.score.
+    Keys: task, images, prompts, features (what made them), the three GUARDS, and cross: {scorer: {mean, images, scorer}} of
+    the others. Raises InputError for missing pictures or weights, as star.scoring.folder.score.
     """
-    samples = pictures.find(images, task, prompts)
-    others = [other for other in SCORERS if other != task]
-    scoring = {o: make_scorer(o, scorers) for o in others if any(can_score(o, sample.record) for sample in samples)}
-    for other, scorer in scoring.items():
-        scorer.check([sample.record for sample in samples if can_score(other, sample.record)])
+    found = samples.find(images, name, prompts)
+    crossing = {other: make_scorer(other, scorers) for other in _others(name, found)}
+    for other, scorer in crossing.items():
+        scorer.check([sample.record for sample in found if can_score(other, sample.record)])
     model = None
-    if scorers.diversity == "pickscore":
-        model = scoring.get("pickscore") or make_scorer("pickscore", scorers)
+    if scorers.diversity != "pixels":
+        model = crossing.get(scorers.diversity) or make_scorer(scorers.diversity, scorers)
     features, edges, entropies, lines = [], [], [], defaultdict(list)
-    for start in range(0, len(samples), _BATCH):
-        batch = samples[start : start + _BATCH]
+    for start in range(0, len(found), _BATCH):
+        batch = found[start : start + _BATCH]
         read = [pictures.read(sample.path) for sample in batch]
         edges += map(edge_density, read)
         entropies += map(color_entropy, read)
         embedded = model.embed(read) if model else None
         features += [_thumbnail(image) for image in read] if model is None else list(embedded.cpu().numpy())
-        for other, scorer in scoring.items():
+        for other, scorer in crossing.items():
             rows = [i for i, sample in enumerate(batch) if can_score(other, sample.record)]
             records = [batch[i].record for i in rows]
-            found = model.compare(embedded[rows], records) if scorer is model else scorer([read[i] for i in rows], records)
-            lines[other] += [
-                _line(batch[i], scored["score"], scorer.fingerprint) for i, scored in zip(rows, found, strict=True)
-            ]
+            scores = model.compare(embedded[rows], records) if scorer is model else scorer([read[i] for i in rows], records)
+            lines[other] += [{"tag": batch[i].record.tag, "score": one.score} for i, one in zip(rows, scores, strict=True)]
     return {
-        "task": task,
-        "images": len(samples),
-        "prompts": len({sample.record.id for sample in samples}),
+        "task": name,
+        "images": len(found),
+        "prompts": len({sample.record.id for sample in found}),
         "features": model.fingerprint if model else f"pixels {_THUMBNAIL}x{_THUMBNAIL}",
-        "diversity": _diversity(samples, features, cosine_distance if model else pixel_distance),
+        "diversity": _diversity(found, features, cosine_distance if model else pixel_distance),
         "edge_density": float(np.mean(edges)),
         "color_entropy": float(np.mean(entropies)),
-        "cross": {other: _mean(other, lines[other]) for other in scoring},
+        "cross": {other: _mean(scorer, lines[other]) for other, scorer in crossing.items()},
     }
 
 
 def write(guards: dict, out: Path) -> None:
     """Write the guards of one checkpoint as JSON, atomically."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_text(json.dumps(guards, indent=1) + "\n")
-    unfinished.replace(out)
+    files.write_json(out, guards)
 
 
-def _line(sample: Sample, score: float, scorer: str) -> dict:
-    return {"tag": sample.record.tag, "prompt_id": sample.record.id, "score": score, "scorer": scorer}
+def _others(name: str, found: list[Sample]) -> list[str]:
+    """The other scorers that can score some of the pictures."""
+    return [other for other in NAMES if other != name and any(can_score(other, sample.record) for sample in found)]
 
 
-def _mean(task: str, lines: list[dict]) -> dict:
-    means = summary(task, lines)
-    return {key: means[key] for key in ("mean", "images", "scorer")}
+def _mean(scorer: Scorer, lines: list[dict]) -> dict:
+    return {"mean": folder.mean(lines, scorer.tags), "images": len(lines), "scorer": scorer.fingerprint}
 
 
-def _diversity(samples: Sequence[Sample], features: list[np.ndarray], distance: object) -> float | None:
+def _diversity(found: Sequence[Sample], features: list[np.ndarray], distance: object) -> float | None:
     of_prompt = defaultdict(list)
-    for sample, feature in zip(samples, features, strict=True):
+    for sample, feature in zip(found, features, strict=True):
         of_prompt[sample.record.id].append(feature)
     distances = [distance(np.stack(group)) for group in of_prompt.values()]
     return None if None in distances else float(np.mean(distances))

@@ -20,7 +20,7 @@ from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, resolve
 from star.scoring import sources
-from star.scoring.geneval import THRESHOLD, Detection
+from star.scoring.detection import THRESHOLD, Detection
 
 TOP = 100
 _LONGEST = 1333 / 800  # longest side to shortest, as in the evaluator's test pipeline

@@ -13,7 +13,7 @@ import numpy as np
 
 from star.config import Scorers
 from star.errors import InputError
-from star.scoring.geneval import Detection
+from star.scoring.detection import Detection
 from star.scoring.mask2former import RENAMED
 
 _CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"

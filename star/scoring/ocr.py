@@ -19,6 +19,7 @@ from star.prompts import quotes
 from star.prompts.record import Prompt
 from star.prompts.text import plain
 from star.scoring import engines
+from star.scoring.score import Score
 
 GOLDEN = "STAR"
 
@@ -32,11 +33,6 @@ def target_of(record: Prompt) -> str:
     if text is None:
         raise InputError(f'prompt {record.text!r}: no quoted target; the ocr task needs one, as in: a sign that says "HAT"')
     return text
-
-
-def has_target(record: Prompt) -> bool:
-    """Whether a prompt record says what the picture should read, beyond doubt."""
-    return quotes.has_target(record.text, record.metadata)
 
 
 def similarity(read: str, target: str) -> float:
@@ -67,6 +63,8 @@ class OcrScorer:
     Raises InputError when package or weights are missing, ScorerFailed when the golden picture is not read.
     """
 
+    tags = ()
+
     def __init__(self, scorers: Scorers) -> None:
         mode, size, device = scorers.ocr.mode, scorers.ocr.size, scorers.device
         if scorers.ocr.engine == "easyocr":
@@ -78,6 +76,11 @@ class OcrScorer:
         if similarity(read, GOLDEN) < 1:
             raise ScorerFailed(f"the engine {self.fingerprint} reads {read!r} in a golden picture of {GOLDEN!r}")
 
+    @staticmethod
+    def can_score(record: Prompt) -> bool:
+        """Whether a prompt record says what the picture should read, beyond doubt."""
+        return quotes.has_target(record.text, record.metadata)
+
     def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a prompt has no quoted target; say on stderr how many quote more than one."""
         for record in records:
@@ -85,9 +88,9 @@ class OcrScorer:
         if said := quotes.several_targets(records):
             print(f"ocr: {said}", file=sys.stderr)
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
-        """Read uint8 [H, W, 3] pictures: score, reward, `read` (what was read) and `target`. An engine failure raises."""
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[Score]:
+        """Read uint8 [H, W, 3] pictures; findings are `read` (what was read) and `target`. An engine failure raises."""
         targets = [target_of(record) for record in records]
         read = self._engine.read(images)
         scores = [similarity(*pair) for pair in zip(read, targets, strict=True)]
-        return [{"score": s, "reward": s, "read": r, "target": t} for s, r, t in zip(scores, read, targets, strict=True)]
+        return [Score(s, s, {"read": r, "target": t}) for s, r, t in zip(scores, read, targets, strict=True)]

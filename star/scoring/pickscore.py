@@ -21,6 +21,7 @@ from star.hub.check import is_repository
 from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 from star.prompts.record import Prompt
 from star.scoring import golden, sources
+from star.scoring.score import Score
 
 REWARD_DIVISOR = 26.0
 _BATCH = 32
@@ -38,6 +39,8 @@ class PickScorer:
     Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together, and ScorerFailed
     when the model is wrong on a golden picture.
     """
+
+    tags = ()
 
     def __init__(self, scorers: Scorers) -> None:
         model, processor = sources.pickscore_model(scorers), sources.pickscore_processor(scorers)
@@ -58,14 +61,19 @@ class PickScorer:
     def _guard(self, known: Sequence[golden.Preference]) -> None:
         """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""
         images_BD = self.embed([k.image for k in known])
-        fits = self.compare(images_BD, [Prompt(k.prompt, "pickscore", "golden", k.prompt) for k in known])
-        worse = self.compare(images_BD, [Prompt(k.worse, "pickscore", "golden", k.worse) for k in known])
+        fits = self._cosines(images_BD, [k.prompt for k in known])
+        worse = self._cosines(images_BD, [k.worse for k in known])
         for k, high, low in zip(known, fits, worse, strict=True):
-            if high["score"] <= low["score"]:
+            if high <= low:
                 raise ScorerFailed(
-                    f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high['score']:.2f}, "
-                    f"{k.worse!r} does not and scores {low['score']:.2f} ({self.fingerprint})"
+                    f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high:.2f}, "
+                    f"{k.worse!r} does not and scores {low:.2f} ({self.fingerprint})"
                 )
+
+    @staticmethod
+    def can_score(record: Prompt) -> bool:
+        """Any prompt can be compared with a picture."""
+        return True
 
     def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a prompt is empty."""
@@ -73,7 +81,7 @@ class PickScorer:
             if not record.text.strip():
                 raise InputError(f"prompt {record.id!r}: empty; pickscore needs words to compare the picture with")
 
-    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:
+    def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[Score]:
         """Score uint8 [H, W, 3] pictures: raw score, and reward = raw / 26."""
         return self.compare(self.embed(images), records)
 
@@ -82,20 +90,22 @@ class PickScorer:
         batches = [self._pictures(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
         return torch.cat([torch.empty(0, self._model.config.projection_dim, device=self._device), *batches])
 
-    def compare(self, images_BD: torch.Tensor, records: Sequence[Prompt]) -> list[dict]:
+    def compare(self, images_BD: torch.Tensor, records: Sequence[Prompt]) -> list[Score]:
         """Score pictures by their features from `embed`, row by row."""
         self.check(records)
-        if not len(records):
+        return [Score(raw, raw / REWARD_DIVISOR) for raw in self._cosines(images_BD, [record.text for record in records])]
+
+    def _cosines(self, images_BD: torch.Tensor, texts: Sequence[str]) -> list[float]:
+        """Scaled cosines of pictures and texts, row by row. Raises ScorerFailed when one is not finite."""
+        if not texts:
             return []
-        prompts = [record.text for record in records]
-        unique = {prompt: row for row, prompt in enumerate(sorted(set(prompts)))}
+        unique = {text: row for row, text in enumerate(sorted(set(texts)))}
         words = list(unique)
         texts_UD = torch.cat([self._texts(words[i : i + _BATCH]) for i in range(0, len(words), _BATCH)])
-        rows = [unique[prompt] for prompt in prompts]
-        scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
+        scores = self._scale * (texts_UD[[unique[text] for text in texts]] * images_BD).sum(-1)
         if not torch.isfinite(scores).all():
             raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore.precision: float32")
-        return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
+        return scores.tolist()
 
     @torch.inference_mode()
     def _texts(self, prompts: list[str]) -> torch.Tensor:

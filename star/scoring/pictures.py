@@ -1,159 +1,133 @@
-"""Pictures and their prompts, from GenEval's layout or from a flat folder with a file of prompts.
+"""Pictures as a person sees them: any file of a known format becomes uint8 [H, W, 3], or is refused by name.
 
-- **GenEval's layout**: `00000/metadata.jsonl` (one JSON line) and `00000/samples/0000.png`, ...; the folder's number is the
-  prompt's line. A file of prompts, where one is given, stands for the metadata: folder 00000 is its first line.
-- **Flat**: pictures right in the folder, and a file of prompts. Where its lines have a `file`, that names the picture, and no
-  other picture is looked at. Otherwise the pictures, sorted by name with numbers by their value (2.png before 10.png), belong
-  to the prompts in order, equally many to each: the first k to the first prompt.
-
-A file of prompts is what star.prompts.record.read_foreign reads: `.txt`, one prompt a line, or JSON lines with a `prompt`.
+- What is transparent shows white, whether by an alpha channel, a palette or a colour that stands for "nothing here".
+- 16 bits a channel become 8 by their upper byte; grey, palette, bilevel, CMYK and YCbCr pictures become RGB.
+- EXIF's orientation is applied. Colour profiles are not, as no scorer's authors apply them.
+- Refused: what has several frames or pages, numbers without a defined appearance (32 bits, floating point, LAB), a 16-bit
+  colour picture with a transparent colour, files that are torn or damaged, and formats other than FORMATS.
 """
 
+import io
 import re
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from star.errors import InputError
-from star.prompts import schema
-from star.prompts.record import Line, Prompt, line_of, read_foreign
-from star.prompts.text import read_text
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class Sample(NamedTuple):
-    """A picture of a prompt: its path, its name in score files, its number among the prompt's pictures, the record."""
-
-    path: Path
-    name: str
-    number: int
-    record: Prompt
-
-
-def find(images: Path, task: str, prompts: Path | None = None) -> list[Sample]:
-    """Every picture of `images` with its prompt. `task` is the tag and the id's beginning where prompts have none.
-
-    Raises InputError, naming the file, when folder, metadata, prompts or pictures are missing, or do not fit each other.
-    """
-    lines = None if prompts is None else read_foreign(prompts)
-    folders = sorted(p for p in images.glob("*") if p.is_dir() and p.name.isdigit())
-    if folders:
-        if lines is None:
-            lines = [_metadata(folder) for folder in folders]
-        else:
-            if [int(folder.name) for folder in folders] != list(range(len(lines))):
-                raise InputError(
-                    f"{prompts}: {len(lines)} prompts, which {images} has no folders 00000 to {len(lines) - 1:05d} for; "
-                    "give the file that the pictures were made from"
-                )
-        records = [_record(line, f"{task}-{folder.name}", task) for line, folder in zip(lines, folders, strict=True)]
-        _refuse_shared_ids(lines, records)
-        return [sample for folder, record in zip(folders, records, strict=True) for sample in _samples(images, folder, record)]
-    if lines is None:
-        raise InputError(
-            f"{images}: no folders 00000, 00001, ... of pictures; make them with `star sample --out {images}`, "
-            "or give the prompts of other pictures with --prompts FILE"
-        )
-    return list(_flat(images, task, prompts, lines))
-
-
-def verify(path: Path) -> None:
-    """Raise InputError when a file is not a whole picture."""
-    with _opened(path) as picture:
-        picture.verify() if picture.format == "PNG" else picture.load()  # only PNGs have checksums to go by
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_UNSEEN = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that show nothing, and that Pillow refuses when they are large
+_GREY_BITS = {"1": 1, "L;2": 2, "L;4": 4}  # of a PNG's grey values, by Pillow's name of the layout; others have 8
+_THREADS = 4
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], turned as its EXIF says. Raises InputError when it cannot be read."""
-    with _opened(path) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture as a viewer shows it on white, uint8 [H, W, 3]. Raises InputError, in one line, when there is none to show."""
     try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError on a broken PNG
-        raise InputError(f"{path}: not a readable picture ({error}); make it again") from None
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(_without_text(data)), formats=FORMATS) as picture:
+            return _as_seen(picture)
+    except UnidentifiedImageError:
+        why = f"none of {', '.join(FORMATS)}, or damaged at its beginning"
+    except Exception as error:  # on damaged files Pillow raises whatever its parsers stumble over
+        why = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(f"{path}: not a readable picture ({why}); make it again")
 
 
-def _record(line: Line, name: str, task: str) -> Prompt:
-    return Prompt(line.id or name, task, line.tag or task, line.text, line.core or (), line.metadata)
+def check(paths: Sequence[Path]) -> None:
+    """Read every picture; raise InputError, naming the first that cannot be read and how many more there are."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        faults = [fault for fault in threads.map(_fault, paths) if fault is not None]
+    if faults:
+        raise InputError(faults[0] + (f" (and {len(faults) - 1} more like it)" if len(faults) > 1 else ""))
 
 
-def _refuse_shared_ids(lines: list[Line], records: list[Prompt]) -> None:
-    """Pictures of one prompt share its id; two prompts never do."""
-    first: dict[str, tuple[Line, Prompt]] = {}
-    for line, record in zip(lines, records, strict=True):
-        other, known = first.setdefault(record.id, (line, record))
-        if known.text != record.text:
-            raise InputError(
-                f"{line.where}: id {record.id!r} is that of another prompt in {other.where}; give every prompt its own"
-            )
+def _fault(path: Path) -> str | None:
+    try:
+        read(path)
+    except InputError as error:
+        return str(error)
+    return None
 
 
-def _metadata(folder: Path) -> Line:
-    described = folder / "metadata.jsonl"
-    text = read_text(described, "missing; every folder of pictures needs its prompt's metadata, or give --prompts FILE")
-    again = "write it again with `star sample`"
-    row = schema.parsed(text.strip("\ufeff \t\r\n"), str(described), f"one line of JSON; {again}")
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise InputError(f"{described}: no `prompt` key; {again}")
-    return line_of(row, f"{described}:1")
+def _without_text(data: bytes) -> bytes:
+    """A PNG without what shows nothing; other data as it is. Raises ValueError where chunks are torn or their sums wrong."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        chunk = data[start : start + 12 + length]
+        start += 12 + length
+        if kind in _UNSEEN:
+            continue
+        if len(chunk) < 12 + length or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+            raise ValueError(f"chunk {kind.decode('latin-1')!r} is damaged")
+        kept.append(chunk)
+        if kind == b"IEND":
+            return b"".join(kept)
+    raise ValueError("the file ends too early")
 
 
-def _samples(images: Path, folder: Path, record: Prompt) -> Iterator[Sample]:
-    found = sorted((folder / "samples").glob("*.png"))
-    if not found:
-        raise InputError(f"{folder / 'samples'}: no pictures (0000.png, ...); sample them again")
-    for path in found:
-        if not path.stem.isdigit():
-            raise InputError(f"{path}: a picture's name is its number, as in 0000.png")
-        yield Sample(path, path.relative_to(images).as_posix(), int(path.stem), record)
+def _as_seen(picture: Image.Image) -> np.ndarray:
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a camera's MPO is one picture with previews
+        raise ValueError(f"{frames} frames or pages, of which only one could be scored")
+    layout = picture.tile[0].args if picture.tile else ""
+    layout = layout if isinstance(layout, str) else str(layout[0]) if layout else ""
+    picture.load()
+    key = _transparent_color(picture, layout)
+    picture = ImageOps.exif_transpose(picture)
+    mode = picture.mode
+    if mode in ("RGBA", "RGBa", "LA", "La", "P", "PA"):
+        return _on_white(picture.convert("RGBA"))
+    if mode.startswith("I;16"):
+        if not re.fullmatch("I;16[BLN]?", layout or mode):
+            raise ValueError(f"grey values of the layout {layout}")
+        values = np.asarray(picture).astype(np.uint16)
+        return _keyed((values >> 8).astype(np.uint8)[..., None].repeat(3, -1), values[..., None], key)
+    if mode in ("1", "L"):
+        values = np.asarray(picture.convert("L"))[..., None]
+        return _keyed(values.repeat(3, -1), values, key)
+    if mode == "RGB":
+        values = np.array(picture)
+        return _keyed(values, values, key)
+    if mode in ("CMYK", "YCbCr", "RGBX"):
+        return np.array(picture.convert("RGB"))
+    raise ValueError(f"values of the kind {mode}, which have no defined appearance")
 
 
-def _by_value(path: Path) -> list:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+def _transparent_color(picture: Image.Image, layout: str) -> int | tuple | None:
+    """The colour that stands for transparency, in the values that Pillow loads; None where there is none.
+
+    Raises ValueError for 16 bits a channel, of which Pillow loads only the upper byte.
+    """
+    key = picture.info.get("transparency")
+    if key is None or picture.mode not in ("1", "L", "I;16", "RGB"):
+        return None
+    if picture.mode == "RGB" and layout.endswith("16B"):
+        raise ValueError("16 bits a channel with a transparent colour; save it with an alpha channel, or with 8 bits")
+    if layout in _GREY_BITS:
+        highest = 2 ** _GREY_BITS[layout] - 1
+        return (key & highest) * 255 // highest
+    return key
 
 
-def _flat(images: Path, task: str, prompts: Path, lines: list[Line]) -> Iterator[Sample]:
-    named = [line.file is not None for line in lines]
-    if any(named):
-        if not all(named):
-            raise InputError(
-                f"{lines[named.index(False)].where}: no `file`, which other lines have; name every picture or none"
-            )
-        pairs = [(images / line.file, line) for line in lines]
-        for path, line in pairs:
-            if not path.is_file():
-                raise InputError(f"{line.where}: `file` names {path}, which is not there; correct the name")
-        if len({path for path, _ in pairs}) < len(pairs):
-            raise InputError(f"{prompts}: names a picture twice; give one line a picture")
-    else:
-        found = sorted((p for p in images.glob("*") if p.suffix.lower() in _SUFFIXES), key=_by_value)
-        if not found:
-            raise InputError(f"{images}: no pictures ({', '.join(_SUFFIXES)}) in it; name the folder that holds them")
-        each, rest = divmod(len(found), len(lines))
-        if rest or not each:
-            raise InputError(
-                f"{images}: {len(found)} pictures cannot be shared evenly by the {len(lines)} prompts of {prompts}; "
-                "name each line's picture with a key `file`"
-            )
-        pairs = [(path, lines[i // each]) for i, path in enumerate(found)]
-    first: dict[str, int] = {}  # lines with one prompt are one prompt
-    for number, line in enumerate(lines):
-        first.setdefault(line.text, number)
-    records = [_record(line, f"{task}-{first[line.text]:05d}", task) for _, line in pairs]
-    _refuse_shared_ids([line for _, line in pairs], records)
-    seen: Counter = Counter()
-    for (path, _), record in zip(pairs, records, strict=True):
-        name = path.relative_to(images) if path.is_relative_to(images) else path  # `file` may be absolute
-        yield Sample(path, name.as_posix(), seen[record.id], record)
-        seen[record.id] += 1
+def _keyed(rgb_HW3: np.ndarray, values_HWC: np.ndarray, key: int | tuple | None) -> np.ndarray:
+    """The picture with white where its values are `key`."""
+    if key is None:
+        return rgb_HW3
+    nothing_HW1 = (values_HWC == np.asarray(key)).all(-1, keepdims=True)
+    return np.where(nothing_HW1, np.uint8(255), rgb_HW3)
+
+
+def _on_white(rgba: Image.Image) -> np.ndarray:
+    white = Image.new("RGBA", rgba.size, "white")
+    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))

@@ -49,7 +49,7 @@ def _score(weights: dict[str, float], scorers: str, images: "np.ndarray", record
     each = {}
     for task in weights:
         scored = _scorer(task, scorers)(images, records) if len(records) else []
-        each[task] = np.array([line["reward"] for line in scored], np.float64)
+        each[task] = np.array([one.reward for one in scored], np.float64)
     return sum(weight * each[task] for task, weight in weights.items()), each
 
 

@@ -1,7 +1,7 @@
-"""Scorers: pictures and prompt records in, scores out; a scorer never sees the policy.
+"""The scorer door: pictures and prompt records in, scores out; a scorer never sees the policy.
 
 A scorer serves as the training reward and in evaluation. Its fingerprint says what scored: scores of different fingerprints
-never share a table column.
+never share a table column. Its name decides here and nowhere else; another scorer is a file beside these and a line below.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from star.config import Config, Scorers
+    from star.scoring.score import Score
 
 
+NAMES = ("geneval", "ocr", "pickscore")  # beside users' own `module:function`
 GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
 
 
@@ -25,23 +27,47 @@ class Scorer(Protocol):
     """What `make_scorer` returns."""
 
     fingerprint: str  # backend, model, weights hash, library version, settings
+    tags: tuple[str, ...]  # a set's mean is the mean of these tags' means; (): of all pictures
+
+    @staticmethod
+    def can_score(record: Prompt) -> bool:
+        """Whether a prompt record has what this kind of scorer needs."""
 
     def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError, naming the prompt, when a record cannot be scored by this scorer."""
 
-    def __call__(self, images: "Sequence[np.ndarray]", records: Sequence[Prompt]) -> list[dict]:
-        """Score uint8 [H, W, 3] pictures of prompt records: dicts with `score` (reported), `reward` (trained on) and more."""
+    def __call__(self, images: "Sequence[np.ndarray]", records: Sequence[Prompt]) -> "list[Score]":
+        """Score uint8 [H, W, 3] pictures of prompt records."""
 
 
-def can_score(task: str, record: Prompt) -> bool:
-    """Whether a prompt record has what the scorer of `task` needs: objects for geneval, a quoted target for ocr."""
-    if task == "geneval":
-        return bool(record.metadata.get("include"))
-    if task == "ocr":
-        from star.scoring.ocr import has_target
+def scorer_class(name: str) -> type[Scorer]:
+    """The class of the scorer `name`, with nothing loaded yet. Raises InputError for a name that is none."""
+    if ":" in name:
+        from star.scoring.custom import CustomScorer as Chosen
+    elif name == "geneval":
+        from star.scoring.geneval import GenevalScorer as Chosen
+    elif name == "ocr":
+        from star.scoring.ocr import OcrScorer as Chosen
+    elif name == "pickscore":
+        declare_torchvision()
+        from star.scoring.pickscore import PickScorer as Chosen
+    else:
+        raise InputError(f"scorer {name!r}: no such scorer; known: {', '.join(NAMES)}, and your own as module:function")
+    return Chosen
 
-        return has_target(record)
-    return True
+
+def make_scorer(name: str, scorers: "Scorers") -> Scorer:
+    """The scorer `name`: geneval, ocr, pickscore, or a user's own `module:function`.
+
+    Raises InputError when its weights are missing or it does not exist, and ScorerFailed when it is wrong on a golden picture.
+    """
+    chosen = scorer_class(name)
+    return chosen(name, scorers) if ":" in name else chosen(scorers)
+
+
+def can_score(name: str, record: Prompt) -> bool:
+    """Whether a prompt record has what the scorer `name` needs: objects for geneval, a quoted target for ocr."""
+    return scorer_class(name).can_score(record)
 
 
 def needed(config: "Config") -> set[str]:
@@ -53,28 +79,3 @@ def needed(config: "Config") -> set[str]:
     sets = (task.prompts.set for task in config.tasks.values() if task.prompts.set is not None)
     named = ([*task.reward, *task.report] for task in config.tasks.values())
     return {"pickscore"}.union(*map(origin.judged_by, sets), *named)
-
-
-def make_scorer(task: str, scorers: "Scorers") -> Scorer:
-    """The scorer of `task`: geneval, ocr, pickscore, or a user's own `module:function`.
-
-    Raises InputError when its weights are missing or its backend does not exist (yet).
-    """
-    if ":" in task:
-        from star.scoring.custom import CustomScorer
-
-        return CustomScorer(task)
-    if task == "geneval":
-        from star.scoring.geneval import GenevalScorer
-
-        return GenevalScorer(scorers)
-    if task == "ocr":
-        from star.scoring.ocr import OcrScorer
-
-        return OcrScorer(scorers)
-    if task == "pickscore":
-        declare_torchvision()
-        from star.scoring.pickscore import PickScorer
-
-        return PickScorer(scorers)
-    raise InputError(f"task {task!r}: no such task; known: geneval, ocr, pickscore")

@@ -54,6 +54,7 @@ class World(Protocol):
     """What the rest of the package may ask of a world; `prompts` is that section of the configuration."""
 
     sets: tuple[str, ...]
+    classes: frozenset[str]  # of objects that its prompts can name and its detectors find
 
     def splits(self, prompt_set: str) -> tuple[str, ...]:
         """The splits of a set: SPLITS, and more where it has more."""
@@ -79,6 +80,11 @@ def world(name: str) -> World:
     if name not in _MODULES:
         raise InputError(f"prompts.world: no world `{name}`; known are {', '.join(NAMES)}")
     return importlib.import_module(_MODULES[name]).WORLD
+
+
+def every_class() -> frozenset[str]:
+    """The classes of all worlds."""
+    return frozenset().union(*(world(name).classes for name in NAMES))
 
 
 def own_detector(name: str) -> Detector | None:

@@ -59,7 +59,7 @@ def _record(text: str) -> Prompt:
 
 def test_rendered_words_are_read(pages: object) -> None:
     scored = pages([_word(word) for word in WORDS], [_record(word) for word in WORDS])
-    assert [line["score"] for line in scored] == [1.0] * len(WORDS), [line["read"] for line in scored]
+    assert [line.score for line in scored] == [1.0] * len(WORDS), [line.findings["read"] for line in scored]
 
 
 def test_miniature_lettering_is_read() -> None:
@@ -67,13 +67,13 @@ def test_miniature_lettering_is_read() -> None:
     drawn = split("ocr", 96)[0][:24]
     records = [asked(caption(d), d) for d in drawn]
     scored = _scorer(ocr_size=256)([render(compose(d, rng)) for d in drawn], records)
-    assert np.mean([line["score"] for line in scored]) >= 0.95
+    assert np.mean([line.score for line in scored]) >= 0.95
 
 
 def test_a_page_is_read_in_order_and_a_blank_one_is_empty(pages: object) -> None:
     scored = pages([_page(), np.full((64, 64, 3), 255, np.uint8)], [_record("Fresh Bread Daily")] * 2)
-    assert [line["read"] for line in scored] == ["Fresh Bread Daily", ""]
-    assert [line["score"] for line in scored] == [1.0, 0.0]
+    assert [line.findings["read"] for line in scored] == ["Fresh Bread Daily", ""]
+    assert [line.score for line in scored] == [1.0, 0.0]
 
 
 def test_what_is_read_is_what_easyocr_reads_in_a_file_alone(pages: object, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_what_is_read_is_what_easyocr_reads_in_a_file_alone(pages: object, tmp_p
     reader = easyocr.Reader(["en"], gpu=False, verbose=False, **options)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     pictures = [_word("Quiet Please"), noise, _page(), _word("STAR 2026")]  # two sizes; three share a batch
-    together = [line["read"] for line in pages(pictures, [_record("x")] * 4)]
+    together = [line.findings["read"] for line in pages(pictures, [_record("x")] * 4)]
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
         found = reader.readtext(str(tmp_path / f"{number}.png"))
@@ -132,4 +132,4 @@ def test_pickscore_lives_beside_it(pages: object) -> None:
     folder = "resources/miniature/pickscore"
     scorer = make_scorer("pickscore", scorers(pickscore_model=folder, pickscore_processor=folder, device="cpu"))
     (scored,) = scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
-    assert np.isfinite(scored["score"])
+    assert np.isfinite(scored.score)

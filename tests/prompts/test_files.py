@@ -277,14 +277,14 @@ def test_an_id_of_two_prompts_is_refused_wherever_it_is_read(tmp_path: Path, cap
 
 
 def test_folders_of_one_id_and_two_prompts_are_refused(tmp_path: Path) -> None:
-    from star.scoring import pictures
+    from star.scoring import samples
 
     for folder, prompt in (("00000", "a ring"), ("00001", "a cross")):
         (tmp_path / folder / "samples").mkdir(parents=True)
         (tmp_path / folder / "metadata.jsonl").write_text(json.dumps({"prompt": prompt, "id": "x"}), encoding="utf-8-sig")
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / folder / "samples/0000.png")
     with pytest.raises(InputError, match=r"00001/metadata\.jsonl:1: id 'x'.*00000/metadata\.jsonl:1"):
-        pictures.find(tmp_path, "pickscore")
+        samples.find(tmp_path, "pickscore")
     (tmp_path / "00001/metadata.jsonl").write_text(json.dumps({"prompt": 5}))
     with pytest.raises(InputError, match=r"00001/metadata\.jsonl:1: `prompt` is 5, not text"):
-        pictures.find(tmp_path, "pickscore")
+        samples.find(tmp_path, "pickscore")

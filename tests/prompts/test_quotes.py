@@ -14,7 +14,7 @@ from star import cli
 from star.errors import InputError
 from star.prompts import core, quotes
 from star.prompts.record import read
-from star.scoring.ocr import OcrScorer, has_target, similarity, target_of
+from star.scoring.ocr import OcrScorer, similarity, target_of
 from star.worlds.coco import ocr as captions
 
 TARGETS = [
@@ -37,7 +37,7 @@ TARGETS = [
 @pytest.mark.parametrize(("prompt", "target"), TARGETS)
 def test_core_content_reward_and_score_find_the_same_target(prompt: str, target: str | None) -> None:
     record = asked(prompt)
-    assert has_target(record) == (target is not None)
+    assert OcrScorer.can_score(record) == (target is not None)
     if target is None:
         for refused in (lambda: target_of(record), lambda: core.quoted(prompt)):
             with pytest.raises(InputError):
@@ -49,10 +49,10 @@ def test_core_content_reward_and_score_find_the_same_target(prompt: str, target:
 
 @pytest.mark.parametrize("prompt", ['a 6" pipe that says "OPEN"', 'a sign that says "OPEN', "a sign that says “OPEN", "”OPEN”"])
 def test_a_mark_without_a_partner_is_refused_unless_the_target_is_named(prompt: str) -> None:
-    assert not has_target(asked(prompt))
+    assert not OcrScorer.can_score(asked(prompt))
     with pytest.raises(InputError, match=r"without a partner; pair it, or name the target in metadata\.text"):
         target_of(asked(prompt))
-    assert target_of(asked(prompt, {"text": "OPEN"})) == "OPEN" and has_target(asked(prompt, {"text": "OPEN"}))
+    assert target_of(asked(prompt, {"text": "OPEN"})) == "OPEN" and OcrScorer.can_score(asked(prompt, {"text": "OPEN"}))
 
 
 def test_several_targets_are_said(line_scorer: OcrScorer, capsys: pytest.CaptureFixture) -> None:

@@ -30,8 +30,9 @@ from star.config import Scorers
 from star.errors import InputError
 from star.scoring import mmdetection
 from star.scoring.colors import ClipColors, crop
-from star.scoring.geneval import Detection, judge, select
+from star.scoring.detection import Detection
 from star.scoring.mask2former import RENAMED, Mask2Former, instances
+from star.scoring.rules import judge, select
 from star.scoring.scorer import make_scorer
 
 SIDE = 64  # of what the tiny detector sees
@@ -257,6 +258,19 @@ def test_colors_are_those_of_an_explicit_loop_over_clips_own_forward(clip: Path,
     assert colors([]) == []
 
 
+def test_a_box_beyond_the_picture_is_cut_as_pillow_cuts_it() -> None:
+    """The evaluator's composite and crop, on boxes anywhere about the picture."""
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        picture = rng.integers(0, 256, (12, 15, 3)).astype(np.uint8)
+        corner, side = rng.uniform(-9, 14, 2), rng.uniform(0.6, 20, 2)
+        seen = Detection("dog", (*corner.tolist(), *(corner + side).tolist()), 0.9, rng.random((12, 15)) < 0.7)
+        whole = Image.fromarray(picture)
+        grey = Image.composite(whole, Image.new("RGB", whole.size, "#999999"), Image.fromarray(seen.mask))
+        cut = crop(picture, seen)
+        assert cut is None or np.array_equal(cut, np.asarray(grey.crop(seen.box)))
+
+
 def test_an_object_without_a_visible_pixel_has_no_color(clip: Path) -> None:
     picture, mask = np.full((20, 30, 3), 7, np.uint8), np.zeros((20, 30), bool)
     full, empty = mask | True, Detection("dog", (2, 3, 9, 8), 0.9, mask)
@@ -266,9 +280,9 @@ def test_an_object_without_a_visible_pixel_has_no_color(clip: Path) -> None:
     ]
     assert [crop(picture, d) for d in nothing] == [None] * 5
     seen = Detection("dog", (25.6, 3.2, 40, 8), 0.9, full & (np.arange(30) < 28))
-    assert crop(picture, seen).shape == (5, 4, 3)
-    assert crop(picture, seen)[0, :, 0].tolist() == [7, 7, 0x99, 0x99]
-    colors = ClipColors(scorers(geneval_color_model=str(clip)))
+    assert crop(picture, seen).shape == (5, 14, 3)
+    assert crop(picture, seen)[0, :, 0].tolist() == [7, 7, 0x99, 0x99, *[0] * 10]  # black beyond the picture
+    colors = ClipColors(Scorers(color_model=str(clip)))
     named = colors([(picture, d) for d in (*nothing, seen)])
     assert named[:5] == ["none"] * 5 and named[5] in COLORS
     metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}
@@ -333,8 +347,10 @@ def _official_summary(file: Path) -> dict:
     for line in lines:
         by_tag.setdefault(line["tag"], []).append(line["correct"])
     tags = {tag: sum(correct) / len(correct) for tag, correct in by_tag.items()}
-    prompts = len({line["metadata"] for line in lines})
-    return {"images": len(lines), "prompts": prompts, "tags": tags, "mean": sum(tags.values()) / len(tags)}
+    prompts = {line["metadata"] for line in lines}
+    any_correct = [any(line["correct"] for line in lines if line["metadata"] == prompt) for prompt in prompts]
+    official = {"images": len(lines), "prompts": len(prompts), "any": sum(any_correct) / len(prompts)}
+    return official | {"tags": tags, "mean": sum(tags.values()) / len(tags)}
 
 
 def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
@@ -351,6 +367,7 @@ def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
     lines = [json.loads(line) for line in first.read_text().splitlines()]
     official = _official_summary(first)
     assert (official["images"], official["prompts"]) == (10, 5) and f"{official['mean']:.4f}" in printed
+    assert 0 < official["any"] < 1 and f"any correct    {official['any']:.4f} of prompts" in printed
     assert [line["correct"] for line in lines[::2]] == [True, True, True, True, False]
     assert not all(line["correct"] for line in lines[1::2])
     assert [json.loads(line["metadata"]) for line in lines[::2]] == written

@@ -9,8 +9,9 @@ import pytest
 from records import asked
 from scorer_settings import scorers
 
+from star.config import Scorers
 from star.errors import InputError
-from star.scoring.geneval import failure, judge, overall, relations, select, soft_reward
+from star.scoring.rules import failure, judge, overall, relations, select, soft_reward
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, descriptions
 from star.worlds.miniature.scenes import compose, render
@@ -63,6 +64,14 @@ def test_select_thresholds_order_and_limit() -> None:
     assert len(many) == 16 and many[-1].score == pytest.approx(0.54)
 
 
+@pytest.mark.parametrize("scores", [[0.5, 0.5], [0.5, 0.7, 0.5, 0.7, 0.5], [0.9] * 16])
+def test_equal_scores_are_in_the_official_order(scores: list[float]) -> None:
+    """The evaluator's `np.argsort(scores)[::-1]`, whose sort keeps the order of so few equal ones."""
+    seen = [D("dog", (i, 0, i + 1, 1), s) for i, s in enumerate(scores)]
+    official = np.argsort(np.array(scores), kind="stable")[::-1].tolist()
+    assert [d.box[0] for d in select(seen, "colors")["dog"]] == official
+
+
 def _verdict(seen: list[D], metadata: dict) -> tuple[bool, str, float]:
     found = select(seen, metadata.get("tag", "two_object"))
     return (*judge(found, color, metadata), soft_reward(found, color, metadata))
@@ -87,7 +96,7 @@ def test_color() -> None:
     assert _verdict([blue, red], metadata) == (False, "expected blue circle>=2, found 1 blue, 1 red", 0.75)
     assert _verdict([blue], metadata) == (False, "expected circle>=2, found 1", 0.25)  # parts 0.5 and 0
     # the official rule looks at the best `count` only; the soft reward has no colour part when there are too many
-    assert _verdict([blue, blue, red], metadata) == (True, "", 0.25)
+    assert _verdict([blue, blue, red._replace(score=0.9)], metadata) == (True, "", 0.25)
     worse = [red, *(d._replace(score=0.5) for d in (blue, blue))]
     assert _verdict(worse, metadata)[:2] == (False, "expected blue circle>=2, found 1 blue, 1 red")
 
@@ -158,10 +167,10 @@ def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
             picture = render(compose(d, rng))
             right += scorer([picture], [record])
             wrong += scorer([np.full_like(picture, 230)], [record])
-    assert np.mean([line["score"] for line in right]) >= 0.99
-    assert np.mean([line["reward"] for line in right]) >= 0.99
-    assert {line["score"] for line in wrong} == {line["reward"] for line in wrong} == {0.0}
-    line = right[-1]
+    assert np.mean([line.score for line in right]) >= 0.99
+    assert np.mean([line.reward for line in right]) >= 0.99
+    assert {line.score for line in wrong} == {line.reward for line in wrong} == {0.0}
+    line = right[-1].findings
     metadata, details = json.loads(line["metadata"]), json.loads(line["details"])
     assert list(metadata) == ["tag", "include", "prompt"] and metadata["tag"] == "color_attr"
     assert line["correct"] is True and line["reason"] == ""
@@ -173,5 +182,8 @@ def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
     scorer = make_scorer("geneval", scorers(geneval_detector="miniature"))
     with pytest.raises(InputError, match=r"a red thing.*include"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red thing", {"tag": "colors"})])
-    with pytest.raises(InputError, match=r"scorers\.geneval\.model: no folder .*nothing"):
-        make_scorer("geneval", scorers(geneval_detector="mask2former", geneval_model=str(tmp_path / "nothing")))
+    for name in ("unicorn", "Circle"):
+        with pytest.raises(InputError, match=f"four of them.*no class '{name}' to detect"):
+            scorer.check([asked("four of them", {"tag": "counting", "include": [_item(name, 4)]})])
+    with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
+        make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))

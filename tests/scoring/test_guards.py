@@ -120,7 +120,7 @@ def test_command_writes_what_the_tables_read(tmp_path: Path, capsys: pytest.Capt
     assert [row[0] for row in rows] == [*GUARDS, "pickscore"]
     assert all(images == 2 for _, _, images, _ in rows) and "pickscore" in rows[0][3]
     assert cli.main(["score", "--all", "--images", str(images), "--out", str(tmp_path), "--guards", "x.json"]) == 2
-    assert "--guards: needs --task" in capsys.readouterr().err
+    assert "--guards: needs --scorer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_rendered_lettering_is_read(line_scorer: object) -> None:
     drawn = split("ocr", 96)[0][:510]
     assert {d["carrier"] for d in drawn} == set(CARRIERS)
     records = [asked(caption(d), d) for d in drawn]
-    scores = np.array([s["score"] for s in line_scorer([render(compose(d, rng)) for d in drawn], records)])
+    scores = np.array([s.score for s in line_scorer([render(compose(d, rng)) for d in drawn], records)])
     assert scores.mean() >= 0.95
     for carrier in CARRIERS:
         assert scores[[d["carrier"] == carrier for d in drawn]].mean() >= 0.95
@@ -70,7 +70,7 @@ def test_rendered_lettering_is_read(line_scorer: object) -> None:
 def test_pictures_without_lettering_score_nothing(line_scorer: object) -> None:
     record = asked('a sign that says "HAT"')
     blank = [np.full((64, 64, 3), level, np.uint8) for level in (0, 128, 255)]
-    assert [s["reward"] for s in line_scorer(blank, [record] * 3)] == [0.0] * 3
+    assert [s.reward for s in line_scorer(blank, [record] * 3)] == [0.0] * 3
     assert line_scorer([], []) == []
 
 
@@ -85,8 +85,8 @@ def test_page_mode_reads_boxes_in_order() -> None:
     draw.text((40, 160), "Daily", font=font, fill="black")
     scorer = make_scorer("ocr", scorers(ocr_engine="rapidocr", ocr_mode="page"))
     scored = scorer([np.asarray(page)], [asked('a shop, "Fresh Bread Daily"')])
-    assert scored[0]["read"].replace(" ", "") == "FreshBreadDaily"
-    assert scored[0]["score"] == 1.0
+    assert scored[0].findings["read"].replace(" ", "") == "FreshBreadDaily"
+    assert scored[0].score == 1.0
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
@@ -131,7 +131,7 @@ def test_a_picture_reads_the_same_beside_others(mode: str, size: int | None, lea
     scorer = make_scorer("ocr", scorers(ocr_engine="rapidocr", ocr_mode=mode, ocr_size=size))
     together = scorer(pictures, records)
     assert together == [scorer([p], [r])[0] for p, r in zip(pictures, records, strict=True)]
-    assert np.mean([line["score"] for line in together]) >= least
+    assert np.mean([line.score for line in together]) >= least
 
 
 def test_an_engine_that_fails_is_an_error(line_scorer: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +215,8 @@ def test_easyocr_boxes_are_ordered_and_pictures_batched_by_size(easyocr: Path) -
     scorer = make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
     pictures = [_written((20, 1, "B"), (1, 20, "C"), (1, 2, "A")), _written(size=48), _written((0, 0, "D"))]
     scored = scorer(pictures, [asked('a sign that says "ABC"')] * 3)
-    assert [line["read"] for line in scored] == ["A B C", "", "D"]
-    assert [line["score"] for line in scored] == [1.0, 0.0, 0.0]
+    assert [line.findings["read"] for line in scored] == ["A B C", "", "D"]
+    assert [line.score for line in scored] == [1.0, 0.0, 0.0]
     assert _Reader.batches == [(1, 96, 256, 3), (2, 32, 32, 3), (1, 48, 48, 3)]  # the golden picture first
     assert scorer([], []) == []
     with pytest.raises(RuntimeError, match="engine failure"):

@@ -59,8 +59,8 @@ def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(random_folder)(**tokens, pixel_values=pixels).logits_per_image.diagonal()
     scored = _scorer(random_folder)(images, [asked(p) for p in prompts])
-    assert np.allclose([s["score"] for s in scored], expected.numpy(), atol=1e-4)
-    assert np.allclose([s["reward"] * 26 for s in scored], expected.numpy(), atol=1e-4)
+    assert np.allclose([s.score for s in scored], expected.numpy(), atol=1e-4)
+    assert np.allclose([s.reward * 26 for s in scored], expected.numpy(), atol=1e-4)
     assert len(set(expected.tolist())) == 5
 
 
@@ -78,10 +78,10 @@ def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest
     images = list(rng.integers(0, 256, (7, 64, 64, 3)).astype(np.uint8))
     records = [asked(p) for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
     scorer = _scorer(random_folder)
-    whole = [s["score"] for s in scorer(images, records)]
+    whole = [s.score for s in scorer(images, records)]
     monkeypatch.setattr(pickscore, "_BATCH", 3)
-    assert np.allclose([s["score"] for s in scorer(images, records)], whole, atol=1e-4)
-    assert scorer.compare(scorer.embed(images), records)[6]["score"] == pytest.approx(whole[6], abs=1e-4)
+    assert np.allclose([s.score for s in scorer(images, records)], whole, atol=1e-4)
+    assert scorer.compare(scorer.embed(images), records)[6].score == pytest.approx(whole[6], abs=1e-4)
     assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._model.config.projection_dim)
 
 
@@ -90,15 +90,15 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
     rng = np.random.default_rng(2)
     images = list(rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8))
     records = [asked(p) for p in ("a red circle", "two rings", "a cross", "a ring")]
-    exact = [s["score"] for s in _scorer(random_folder)(images, records)]
+    exact = [s.score for s in _scorer(random_folder)(images, records)]
     folder = str(random_folder)
     settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
     scorer = make_scorer("pickscore", scorers(**settings, pickscore_precision=dtype))
     assert scorer._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
     assert scorer._scale == pytest.approx(13.0)  # not that of a rounded logarithm
     rounded = scorer(images, records)
-    assert np.allclose([s["score"] for s in rounded], exact, atol=tolerance)
-    assert [s["score"] for s in rounded] != exact
+    assert np.allclose([s.score for s in rounded], exact, atol=tolerance)
+    assert [s.score for s in rounded] != exact
 
 
 def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_embedded_model_ranks_held_out_pairs(tags: tuple) -> None:
     scorer = _scorer(EMBEDDED)
 
     def scores(images: list, prompts: list[str]) -> np.ndarray:
-        return np.array([s["score"] for s in scorer(images, [asked(p) for p in prompts])])
+        return np.array([s.score for s in scorer(images, [asked(p) for p in prompts])])
 
     right, wrong = ([t[i] for t in texts] for i in (0, 1))
     damaged = [damage(p, DAMAGES[i % len(DAMAGES)], rng.uniform(), rng) for i, p in enumerate(pictures[:, 0])]

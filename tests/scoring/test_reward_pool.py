@@ -41,7 +41,7 @@ def _wait(done: Future) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_equals_direct_scoring(workers: int, batch: tuple) -> None:
     reward = {"geneval": 0.75, "pickscore": 2.0}
-    direct = {task: np.array([line["reward"] for line in make_scorer(task, SCORERS)(*batch)]) for task in reward}
+    direct = {task: np.array([line.reward for line in make_scorer(task, SCORERS)(*batch)]) for task in reward}
     with RewardPool(reward, SCORERS, workers) as pool:
         jobs = [pool.submit(*batch), pool.submit(batch[0][:2], batch[1][:2])]
         (rewards, each), (first_two, _) = map(_wait, jobs)

@@ -11,7 +11,7 @@ from scorer_settings import scorers
 from star import cli
 from star.config import load
 from star.errors import InputError
-from star.scoring import pictures
+from star.scoring import pictures, samples
 from star.scoring.folder import print_summary, score, score_all
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, descriptions
@@ -56,10 +56,12 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
+    assert result["correct_prompts"] == 1.0  # every prompt has one right picture
     assert (result["images"], result["prompts"]) == (24, 12)
     assert not out.with_name("epoch0000.jsonl.partial").exists()
     print_summary(result)
     printed = capsys.readouterr().out
+    assert "any correct    1.0000 of prompts" in printed
     assert "24 images of 12 prompts" in printed and "0.5417" in printed and "color_attr" in printed
 
 
@@ -72,7 +74,7 @@ def test_resumes_and_ends_the_same(images: Path, tmp_path: Path, monkeypatch: py
     read = []
     monkeypatch.setattr(pictures, "read", lambda path, read_=pictures.read: read.append(path) or read_(path))
     score("geneval", images, out, SCORERS)
-    assert len(read) == 24 - 7
+    assert len(read) == 2 * (24 - 7)  # looked at before work, then scored
     assert out.read_bytes() == whole.read_bytes() and not partial.exists()
 
 
@@ -169,7 +171,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def _found(flat: Path, prompts: Path) -> list[tuple]:
-    return [(s.name, s.number, s.record.id, s.record.text) for s in pictures.find(flat, "ocr", prompts)]
+    return [(s.name, s.number, s.record.id, s.record.text) for s in samples.find(flat, "ocr", prompts)]
 
 
 def test_flat_pictures_belong_to_prompts_in_order(flat: Path, tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_flat_pictures_are_named_by_their_lines(flat: Path, tmp_path: Path) -> N
         ("10.png", 0, "dog", "a dog"),
         ("1.JPG", 1, "ocr-00000", "a cat"),
     ]
-    first, _, last = (s.record for s in pictures.find(flat, "ocr", prompts))
+    first, _, last = (s.record for s in samples.find(flat, "ocr", prompts))
     assert first.tag == "colors" and first.metadata == {k: lines[0][k] for k in ("prompt", "tag", "include")}
     assert last.tag == "ocr" and last.metadata == {"text": "CAT"}
 
@@ -219,6 +221,10 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
         ("p.txt", "one\n\ntwo\nthree\n", r"p\.txt:2: no prompt"),
         ("p.jsonl", "one\n", r"p\.jsonl:1: not JSON"),
         ("p.jsonl", "[1]\n", r"p\.jsonl:1: no prompt"),
+        ("p.jsonl", '{"prompt": 3}', r"p\.jsonl:1: `prompt` is 3, not text"),
+        ("p.jsonl", "", r"p\.jsonl: no prompts in it"),
+        ("p.jsonl", "[" * 100000, r"p\.jsonl:1: not a JSON array"),
+        ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", r"p\.jsonl:1: not JSON"),
         ("p.jsonl", '{"prompt": "a", "metadata": 3}', r"p\.jsonl:1: `metadata`"),
         ("p.jsonl", '{"prompt": "a", "file": 3}', r"p\.jsonl:1: `file`"),
         ("p.jsonl", '{"prompt": "a", "file": "2.png"}\n{"prompt": "b"}', r"p\.jsonl:2: no `file`"),
@@ -229,16 +235,56 @@ def test_prompts_stand_for_missing_metadata(images: Path, tmp_path: Path) -> Non
 def test_bad_prompt_files_are_named(name: str, text: str, words: str, flat: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words) as refused:
-        pictures.find(flat, "ocr", tmp_path / name)
+        samples.find(flat, "ocr", tmp_path / name)
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=r"no folders 00000.*--prompts"):
-        pictures.find(flat, "ocr")
+        samples.find(flat, "ocr")
+
+
+def test_hidden_and_other_files_are_no_pictures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    score("geneval", images, whole, SCORERS)
+    for name in (".DS_Store", "._0000.png", "0000.jpg"):
+        (images / "00003/samples" / name).write_bytes(b"no picture")
+    (images / ".DS_Store").write_bytes(b"of a Mac")
+    (images / "00003 copy/samples").mkdir(parents=True)
+    capsys.readouterr()
+    score("geneval", images, out, SCORERS)
+    names = "00003 copy, 00003/samples/.DS_Store, 00003/samples/._0000.png, 00003/samples/0000.jpg"
+    assert f"{images}: 4 left out, not scored: {names}\n" in capsys.readouterr().err
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_pictures_are_named_by_absolute_paths_too(flat: Path, tmp_path: Path) -> None:
+    elsewhere, prompts = tmp_path / "elsewhere.png", tmp_path / "prompts.jsonl"
+    elsewhere.write_bytes((flat / "2.png").read_bytes())
+    lines = [{"file": str(flat / "2.png"), "prompt": "a cat"}, {"file": str(elsewhere), "prompt": "a dog"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert _found(flat, prompts) == [("2.png", 0, "ocr-00000", "a cat"), (str(elsewhere), 0, "ocr-00001", "a dog")]
+    prompts.write_text(json.dumps(lines, indent=1))  # one array is as good as lines
+    assert [name for name, *_ in _found(flat, prompts)] == ["2.png", str(elsewhere)]
+    lines.append({"file": "../flat/2.png", "prompt": "a cat"})
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"prompts\.jsonl:3: names a picture twice, .* is in .*prompts\.jsonl:1 too"):
+        _found(flat, prompts)
+
+
+def test_an_id_names_one_prompt(flat: Path, images: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a cat", "id": "1"}\n{"prompt": "a dog", "id": "1"}\n')
+    with pytest.raises(InputError, match=r"prompts\.jsonl:2: id '1' is that of another prompt in .*prompts\.jsonl:1"):
+        _found(flat, prompts)
+    (images / "00004/metadata.jsonl").write_bytes((images / "00003/metadata.jsonl").read_bytes())
+    with pytest.raises(
+        InputError, match=r"00004/samples/0000\.png: is picture 0 of 'geneval-00003', as 00003/samples/0000\.png is"
+    ):
+        samples.find(images, "geneval")
 
 
 def test_more_prompts_than_folders_are_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("prompt\n" * 13)
     with pytest.raises(InputError, match=r"13 prompts.*00000 to 00012"):
-        pictures.find(images, "ocr", tmp_path / "p.txt")
+        samples.find(images, "ocr", tmp_path / "p.txt")
 
 
 def test_all_tasks_score_what_their_prompts_allow(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -255,7 +301,7 @@ def test_all_tasks_score_what_their_prompts_allow(images: Path, tmp_path: Path, 
     again = tmp_path / "again"
     found = score_all(images, again, scorers)
     assert {task: result["images"] for task, result in found.items()} == {"geneval": 24, "ocr": 1, "pickscore": 25}
-    assert found["ocr"]["mean"] == 1.0
+    assert found["ocr"]["mean"] == 1.0 and found["ocr"]["left_out"] == 24
     assert (again / "geneval.jsonl").read_bytes() == (out / "geneval.jsonl").read_bytes()
     (home / "samples/0000.png").write_bytes(b"spoilt")
     with pytest.raises(InputError, match=r"00012/samples/0000\.png: not a readable picture"):

@@ -10,7 +10,7 @@ import pytest
 
 from star import cli
 from star.errors import InputError
-from star.scoring.detections import rescore
+from star.scoring.stored import rescore
 
 COLORS = ("red", "orange")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -68,7 +68,7 @@ def _oracle(metadata: dict, details: dict, colors: dict) -> bool:
 def _write(cases: list[tuple], file: Path) -> Path:
     lines = []
     for number, (metadata, details, colors) in enumerate(cases):
-        name = f"out/{number // 4:05d}/samples/{number % 4:04d}.png"
+        name = f"out/{number:05d}/samples/0000.png"
         parts = {"metadata": metadata, "details": details, "colors": colors}
         lines.append(
             {"filename": name, "tag": metadata["tag"], "correct": False} | {k: json.dumps(v) for k, v in parts.items()}
@@ -170,14 +170,26 @@ def test_the_official_format_without_colors(tmp_path: Path) -> None:
         ({"metadata": json.dumps(RED_DOG).replace('"color": "red"', '"position": ["above", 0]')}, "an earlier item's number"),
         ({"metadata": '{"include": []}'}, "not a result line of GenEval"),
         ({"filename": "dog.png"}, r"'dog\.png' is not \.\.\./00000/samples/0000\.png"),
-        (None, "was already in line 1"),
+        ({"metadata": json.dumps(RED_DOG).replace('"dog"', '"Dog"')}, r"in\.jsonl:1: .*no class 'Dog' to detect"),
+        ({"metadata": json.dumps(RED_DOG).replace('"count": 1', '"count": "1"')}, r"`metadata\.include\[0\]\.count` is '1'"),
+        (
+            {"metadata": json.dumps(RED_DOG).replace('"color": "red"', '"position": "above"')},
+            r"`metadata\.include\[0\]\.position` is 'above'",
+        ),
+        (None, r"0000\.png was already in .*in\.jsonl:1"),
+        ({"filename": "/of/another/run/00000/samples/0000.png"}, r"picture 0 of geneval-00000 is in .*in\.jsonl:1 too"),
+        (
+            {"filename": "/other/00000/samples/0001.png", "metadata": json.dumps(RED_DOG | {"prompt": "a red dog"})},
+            r"in\.jsonl:2: geneval-00000 is 'a red dog' here and 'a photo of a red dog' in .*in\.jsonl:1, of another run",
+        ),
         ({"filename": "00000/samples/0001.png", "scorer": "other"}, "lines of different scorers"),
     ],
 )
 def test_bad_stored_detections_are_named(change: dict | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     good = {"filename": "00000/samples/0000.png", "metadata": json.dumps(RED_DOG), "details": json.dumps(DOG)}
     good["colors"] = '{"dog": ["red"]}'
-    lines = [good | change] if change is not None and "scorer" not in change else [good, good | (change or {})]
+    joined = change is None or ("filename" in change and "samples" in change["filename"])
+    lines = [good, good | (change or {})] if joined else [good | change]
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=says):
@@ -186,17 +198,64 @@ def test_bad_stored_detections_are_named(change: dict | None, says: str, tmp_pat
     assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
 
 
+def test_arrays_and_what_windows_writes_are_taken(tmp_path: Path) -> None:
+    line = {"filename": r"C:\out\00007\samples\0002.png", "metadata": json.dumps(RED_DOG), "details": json.dumps(DOG)}
+    lines = [
+        line | {"colors": '{"dog": ["red"]}'},
+        line | {"filename": "/x/00007/samples/0003.png", "colors": '{"dog": ["red"]}'},
+    ]
+    file, out = tmp_path / "in.json", tmp_path / "out.jsonl"
+    file.write_text("\ufeff" + "\r\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    rescore(file, out)
+    first = [json.loads(row) for row in out.read_text().splitlines()]
+    assert [(row["prompt_id"], row["sample"], row["correct"]) for row in first] == [
+        ("geneval-00007", 2, True),
+        ("geneval-00007", 3, True),
+    ]
+    file.write_text(json.dumps(lines))
+    rescore(file, out)
+    again = [json.loads(row) for row in out.read_text().splitlines()]
+    assert [row | {"scorer": None} for row in again] == [row | {"scorer": None} for row in first]
+
+
+def test_a_class_that_occurs_in_the_file_is_known(tmp_path: Path) -> None:
+    """A detector of other labels may have written it."""
+    griffin = {"tag": "single_object", "include": [{"class": "griffin", "count": 1}], "prompt": "a photo of a griffin"}
+    line = {"filename": "00000/samples/0000.png", "metadata": json.dumps(griffin), "details": "{}"}
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(line))
+    with pytest.raises(InputError, match="no class 'griffin'"):
+        rescore(file, tmp_path / "out.jsonl")
+    seen = line | {"filename": "00000/samples/0001.png", "details": '{"griffin": [[0, 0, 9, 9, 0.1]]}'}
+    file.write_text(json.dumps(line) + "\n" + json.dumps(seen))
+    assert rescore(file, tmp_path / "out.jsonl")["mean"] == 0.0
+
+
+def test_equal_scores_keep_the_order_of_details(tmp_path: Path) -> None:
+    two = RED_DOG | {"include": [RED_DOG["include"][0]]}
+    details, colors = {"dog": [[0, 0, 9, 9, 0.8], [20, 0, 29, 9, 0.8]]}, {"dog": ["red", "blue"]}
+    line = {"filename": "00000/samples/0000.png", "metadata": json.dumps(two)}
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps(line | {"details": json.dumps(details), "colors": json.dumps(colors)}))
+    rescore(file, out)
+    first = json.loads(out.read_text())
+    assert first["correct"] is True and json.loads(first["details"]) == details
+    rescore(out, file)
+    again = json.loads(file.read_text())
+    assert {**again, "scorer": None} == {**first, "scorer": None}
+
+
 def test_score_wants_pictures_or_detections(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = str(tmp_path / "out.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "torn.jsonl").write_text('{"a": 1')
     for arguments, says in (
         (["--task", "geneval"], "--images"),
-        (["--task", "ocr", "--detections", "x.jsonl"], "--task geneval"),
+        (["--task", "ocr", "--detections", "x.jsonl"], "--scorer geneval"),
         (["--task", "geneval", "--detections", "x.jsonl", "--images", "y"], "--images"),
         (["--task", "geneval", "--detections", "none.jsonl"], "none.jsonl: no such file"),
         (["--task", "geneval", "--detections", str(tmp_path / "empty.jsonl")], "no detections in it"),
-        (["--task", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "not JSON lines"),
+        (["--task", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "torn.jsonl:1: not JSON"),
     ):
         assert cli.main(["score", *arguments, "--out", out]) == 2
         assert says in capsys.readouterr().err

@@ -29,7 +29,6 @@ from star.models.attention import Recorder
 from star.prompts import make
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
-from star.training import checkpoint
 from star.training.epoch import prepare_epoch, trained_steps
 from star.training.rollout import sample_rollouts
 from star.training.update import micro_batches

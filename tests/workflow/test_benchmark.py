@@ -179,7 +179,7 @@ def test_the_true_size_reward_passes_the_scorers_own_checks(tmp_path: Path) -> N
     config = configuration.load(ROOT / "config/sd35-medium.yaml", ["scorers.device=cpu"])
     folder = {"pickscore": configuration.Pickscore(model=str(tmp_path), processor=str(tmp_path))}
     scorer = PickScorer(config.scorers.model_copy(update=folder))
-    assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a dog")])[0]["reward"])
+    assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a dog")])[0].reward)
 
 
 def test_paired_ratios_ignore_what_slows_both() -> None:

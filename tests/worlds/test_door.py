@@ -8,7 +8,7 @@ import pytest
 
 from star.config import load
 from star.errors import InputError
-from star.scoring.geneval import select, verdict
+from star.scoring.rules import select, verdict
 from star.worlds.door import NAMES, SPLITS, World, own_detector, world
 from star.worlds.miniature.scenes import Object, Scene, compose, masks, render
 
@@ -54,7 +54,7 @@ def test_the_worlds_own_detector_judges_its_pictures() -> None:
     for _, picture, metadata in detector.golden:
         (seen,) = detector.detect([picture])
         colors = {id(d): c for d, c in zip(seen, detector.colors_of([(picture, d) for d in seen]), strict=True)}
-        assert verdict(select(seen, metadata["tag"]), colors, "golden", metadata)["correct"]
+        assert verdict(select(seen, metadata["tag"]), colors, "golden", metadata).score == 1.0
     rng = np.random.default_rng(5)
     drawn = world("miniature").records("shapes", "test", PROMPTS)[::10]
     found = detector.detect([render(compose(prompt.metadata, rng)) for prompt in drawn])

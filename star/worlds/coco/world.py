@@ -13,6 +13,7 @@ class Coco:
     """star.worlds.door.World of everyday photographs; its detectors are trained ones."""
 
     sets = ("geneval", "ocr", "pickscore")
+    classes = frozenset(geneval.CLASSES)
 
     def splits(self, _: str) -> tuple[str, ...]:
         """SPLITS."""

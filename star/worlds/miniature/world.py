@@ -24,6 +24,7 @@ class Miniature:
     """star.worlds.door.World of drawn scenes."""
 
     sets = tuple(DRAWN_AS)
+    classes = frozenset(scenes.SHAPES)
 
     def splits(self, prompt_set: str) -> tuple[str, ...]:
         """SPLITS, and for the preference set `global`: prompts that speak of the whole picture."""
@@ -57,7 +58,7 @@ class Miniature:
             lambda pairs: [detector.color_of(picture, found) for picture, found in pairs],
             f"miniature@{hashlib.sha256(sources).hexdigest()[:12]}",
             golden,
-            frozenset(scenes.SHAPES),
+            self.classes,
         )
 
 
