@@ -270,7 +270,7 @@ def _guard_path(axes: Axes, config: Config, paths: pd.DataFrame, guard: str) -> 
     for method in shared_methods(config, paths["task"].iloc[0]):
         points, style = paths[paths["method"] == method], look(config, method)
         axes.plot(points["score"], points[guard], **style, markersize=5, label=method)
-    start = paths[paths["step"] == 0].iloc[0]
+    start = paths[paths["epoch"] == 0].iloc[0]
     axes.plot(start["score"], start[guard], **look(config, "base"), markersize=8, label="base")
     of_scorer = f"{guard}'s scorer on these pictures" if guard in SCORE_AXES else guard
     axes.set_ylabel(_AXES.get(guard, of_scorer))

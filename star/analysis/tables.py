@@ -58,9 +58,9 @@ def categories(config: Config, final: pd.DataFrame) -> pd.DataFrame:
 
 
 def guards(measured: pd.DataFrame) -> pd.DataFrame:
-    """Long table of the collapse guards of every scored epoch: task, method, step, guard, mean over seeds, n images."""
-    defined = measured.dropna(subset="value").rename(columns={"epoch": "step"})
-    grouped = defined.groupby(["task", "method", "step", "guard"], sort=False)
+    """Long table of the collapse guards of every scored epoch: task, method, epoch, guard, mean over seeds, n images."""
+    defined = measured.dropna(subset="value")
+    grouped = defined.groupby(["task", "method", "epoch", "guard"], sort=False)
     return grouped.agg(mean=("value", "mean"), n=("images", "sum")).reset_index()
 
 

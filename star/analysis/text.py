@@ -99,14 +99,14 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
     """
     trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
     guards = tables["guards"]
-    last = guards[guards["step"] == guards.groupby(["task", "method"])["step"].transform("max")]
+    last = guards[guards["epoch"] == guards.groupby(["task", "method"])["epoch"].transform("max")]
     scores, differences = _main(config, tables["main"], prompts)
     readable = {
         "main": {"Scores": scores, "Paired differences": differences, "Collapse guards": _guards(last)},
         "categories": {task: _tags(rows) for task, rows in tables["categories"].groupby("task", sort=False)},
         "cost": {"Cost": _cost(tables["cost"])},
         "ablation": {task: _ablation(rows) for task, rows in tables["ablation"].groupby("task", sort=False)},
-        "guards": {task: _guards(rows, "step") for task, rows in guards.groupby("task", sort=False)},
+        "guards": {task: _guards(rows, "epoch") for task, rows in guards.groupby("task", sort=False)},
     }
     titles = {
         "main": "Scores of the final checkpoints",

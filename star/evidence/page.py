@@ -264,7 +264,7 @@ def _thresholds(frames: Tables) -> str:
     learning, rows = frames["learning"], []
     for row in frames["thresholds"].itertuples():
         places = text.digits(learning.loc[learning["task"] == row.task, "mean"])
-        at, low, high = map(_epochs, (row.epochs, row.low, row.high))
+        at, low, high = map(_epochs, (row.epochs, row.epochs_low, row.epochs_high))
         reached = f"{100 * row.reached:.0f} %"
         rows.append((row.task, row.method, f"{row.threshold:.{places}f}", f"{at} [{low}, {high}]", reached))
     return text.markdown(pd.DataFrame(rows, columns=["task", "method", "score to reach", "epochs", "resamples that reach it"]))

@@ -182,12 +182,12 @@ def test_tables_can_be_read(written: Path):
 
 
 def test_guards_of_every_checkpoint_are_tabulated(written: Path):
-    rows = pd.read_csv(written / "tables/guards.csv").set_index(["task", "method", "step", "guard"])
+    rows = pd.read_csv(written / "tables/guards.csv").set_index(["task", "method", "epoch", "guard"])
     assert rows.loc[("geneval", "star", 8, "diversity"), "mean"] == pytest.approx(0.5 - 0.375 * 0.8)
     assert rows.loc[("geneval", "star", 10, "pickscore")].tolist() == pytest.approx([7.5, 8 * IMAGES * 2])
     assert rows.loc[("ocr", "star", 10, "geneval"), "mean"] == pytest.approx(7.5)
     assert ("ocr", "star", 10, "diversity") not in rows.index  # one picture a prompt
-    assert {step for _, method, step, _ in rows.index if method == "star"} == {4, 8, 10}
+    assert {epoch for _, method, epoch, _ in rows.index if method == "star"} == {4, 8, 10}
 
 
 def test_guards_stand_below_the_main_table(written: Path):
