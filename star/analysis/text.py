@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.analysis.results import guard_order, reported
+from star.analysis.results import column_name, guard_order, reported
 from star.analysis.statistics import PROMPT_RESAMPLES
-from star.analysis.style import SCORE_NOTES, column_name
+from star.analysis.style import SCORE_NOTES
 from star.config import Config
 from star.files import write_text
 
@@ -160,7 +160,7 @@ def _main(config: Config, main: pd.DataFrame, prompts: dict[str, int]) -> tuple[
             # The baseline minus a control would say again what the control minus the baseline says.
             paired = paired[(paired["method"] != "flow_grpo") | (paired["metric"] == f"{prefix}base")]
             places = digits(score["mean"])
-            heading = f"{column_name(task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
+            heading = f"{column_name(config, task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
             labels = paired["method"] + " - " + paired["metric"].str.removeprefix(prefix)
             scores[heading] = pd.Series(intervals(score, places, columns=_CI), index=score["method"])
             differences[heading] = pd.Series(_starred(paired, places), index=labels)

@@ -12,7 +12,6 @@ import pandas as pd
 from star.analysis import comparisons, tables, text
 from star.analysis.results import main_scorer
 from star.analysis.statistics import SEED_RESAMPLES
-from star.analysis.style import column_name
 from star.config import Config, methods_of, run_settings
 from star.evidence import data
 from star.evidence.data import Data
@@ -184,7 +183,7 @@ def _budget(config: Config, learning: pd.DataFrame, task: str) -> dict[str, obje
     settings = run_settings(config, task, methods_of(config, task)[0])
     first = learning[learning["task"] == task].iloc[0]
     return {
-        "score": column_name(task, main_scorer(config, task)),
+        "scorer": main_scorer(config, task),
         "learning rate": _learning_rates(config, task),
         "epochs": settings.training.epochs,
         "images an epoch": settings.rollout.groups * settings.rollout.group_size,
