@@ -39,7 +39,7 @@ reproduce: install
 	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
 
 evidence: install
-	$(BIN)/star evidence --config config/evidence-miniature.yaml --data $(EVIDENCE)/data --out $(EVIDENCE) --check $(EVIDENCE).md
+	$(BIN)/star evidence --config config/experiments/evidence-miniature.yaml --data $(EVIDENCE)/data --out $(EVIDENCE) --check $(EVIDENCE).md
 
 test: install # two at a time, of one thread each
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -75,5 +75,5 @@ ui: install
 report: install
 	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
 
-schema: install # after a change of star/config.py
-	$(BIN)/python -c "from star.config import json_schema; print(json_schema(), end='')" > workflow/schemas/config.schema.json
+schema: install # after a change of star/config: the JSON schema and the tables of keys in config/README.md
+	$(BIN)/python -m star.config.reference

@@ -6,16 +6,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-import star.config  # by its full name: Snakemake has a `parse` and a `config` of its own
+import star.config  # by its full name: Snakemake has a `config` of its own, which does not follow `extends`
 from star.errors import InputError
 
-if not workflow.config_settings.configfiles:  # else Snakemake would lay the given file over this one
-
-    configfile: "config/miniature.yaml"
-
-
+CONFIG_FILES = workflow.config_settings.configfiles or [Path("config/miniature.yaml")]
 try:
-    CONFIG = star.config.parse(config, ", ".join(map(str, workflow.configfiles or workflow.config_settings.configfiles)))
+    CONFIG = star.config.load(CONFIG_FILES, workflow.config_settings.config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 validate(CONFIG.model_dump(mode="json"), "workflow/schemas/config.schema.json", set_default=False)

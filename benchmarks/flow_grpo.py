@@ -17,7 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
-from star.config import Policy, Rollout, Training
+from star.config import RunSettings
 from star.models.sd3 import pick_precision
 
 
@@ -56,14 +56,13 @@ def joined(parts: list[Samples]) -> Samples:
 class FlowGrpo:
     """The algorithm on a diffusers pipeline whose transformer has a LoRA adapter; the text encoders are on `device`."""
 
-    def __init__(
-        self, pipe: StableDiffusion3Pipeline, policy: Policy, rollout: Rollout, training: Training, device: torch.device
-    ) -> None:
+    def __init__(self, pipe: StableDiffusion3Pipeline, settings: RunSettings, device: torch.device) -> None:
         self.pipe, self.transformer, self.device = pipe, pipe.transformer, device
-        self.policy, self.rollout, self.training = policy, rollout, training
-        self.dtype = pick_precision(policy)
+        self.policy, self.rollout, self.objective = settings.policy, settings.rollout, settings.objective
+        self.updates, self.max_grad_norm = settings.training.updates_per_epoch, settings.optimizer.max_grad_norm
+        self.dtype = pick_precision(self.policy)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        scheduler.set_timesteps(rollout.steps)
+        scheduler.set_timesteps(self.rollout.steps)
         self.sigmas = scheduler.sigmas.tolist()
         self.negative = self.encode([""])
 
@@ -139,17 +138,17 @@ class FlowGrpo:
         self, samples: Samples, advantage_B: torch.Tensor, trained: range, optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
         """The epoch's optimizer steps on the samples whose advantage is not zero; means of policy loss, KL and ratio."""
-        training, seen = self.training, []
+        objective, seen = self.objective, []
         kept = advantage_B.nonzero().flatten().cpu()
         kept = kept[torch.randperm(len(kept))]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for rows in kept.chunk(training.updates_per_epoch):
+        for rows in kept.chunk(self.updates):
             for rows_M in rows.split(self.rollout.batch):
                 for t in trained:
                     loss_M, kl_M, ratio_M = self.losses(samples[rows_M.to(self.device)], advantage_B[rows_M], t, trained)
-                    ((loss_M + training.kl_beta * kl_M).sum() / (len(rows) * len(trained))).backward()
+                    ((loss_M + objective.kl_weight * kl_M).sum() / (len(rows) * len(trained))).backward()
                     seen.append(torch.stack([loss_M, kl_M, ratio_M]).detach())
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         means = torch.cat(seen, 1).mean(1).tolist()
@@ -167,5 +166,5 @@ class FlowGrpo:
             self.transformer.enable_adapters()
         kl = ((mean - reference) ** 2).mean(dim=(1, 2, 3)) / (2 * sigma_t**2)
         ratio = torch.exp(self.log_prob(x_next, mean, std) - samples.log_prob_BT[:, t])
-        advantage, eps = advantage_M.to(self.device), self.training.clip_range
+        advantage, eps = advantage_M.to(self.device), self.objective.clip_range
         return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - eps, 1 + eps)), kl, ratio

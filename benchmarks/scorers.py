@@ -27,7 +27,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from star import config as configuration
 from star.cli import quiet_libraries
-from star.config import Config, Scorers
+from star.config import Config, Geneval, Pickscore, Scorers
 from star.models.sd3 import Generator
 from star.prompts import make
 from star.prompts.record import Prompt
@@ -64,14 +64,14 @@ def rendered(config: Config, task: str, count: int) -> tuple[list[np.ndarray], l
 
 def miniature(config: Config, count: int) -> Iterator[tuple]:
     """Rows of the throughput table: scorer, on what, items a second, CPU seconds an item."""
-    page = config.scorers.model_copy(update={"ocr_mode": "page", "ocr_size": 256})
+    page = config.scorers.model_copy(update={"ocr": config.scorers.ocr.model_copy(update={"mode": "page", "size": 256})})
     for name, task, scorers in (
-        ("GenEval, the miniature's detector", "geneval", config.scorers),
-        ("OCR, rapidocr, mode `line`", "ocr", config.scorers),
-        ("OCR, rapidocr, mode `page` at 256 pixels", "ocr", page),
-        ("PickScore, the miniature's model", "pickscore", config.scorers),
+        ("GenEval, the miniature's detector", "shapes", config.scorers),
+        ("OCR, rapidocr, mode `line`", "letters", config.scorers),
+        ("OCR, rapidocr, mode `page` at 256 pixels", "letters", page),
+        ("PickScore, the miniature's model", "preference", config.scorers),
     ):
-        scorer, (images, records) = make_scorer(task, scorers), rendered(config, task, count)
+        scorer, (images, records) = make_scorer(config.tasks[task].report[0], scorers), rendered(config, task, count)
         scorer(images[:4], records[:4])  # warm up
         yield name, f"{count} pictures of 64 px", *timed(lambda s=scorer, i=images, r=records: s(i, r), count)
 
@@ -101,12 +101,12 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
     ]
     on = f"{count} picture{'s' * (count > 1)} of {SIDE} px"
 
-    detector = Mask2Former(Scorers(detector_model=mask2former(folder / "detector"), device="cpu"))
+    detector = Mask2Former(Scorers(geneval=Geneval(model=mask2former(folder / "detector")), device="cpu"))
     yield "GenEval, Mask2Former Swin-S", on, *timed(lambda: detector.detect(images), count)
 
     cpu, large = torch.device("cpu"), folder / "large"
     save_clip(large, clip_text(768, 12, 12, "quick_gelu"), clip_vision(1024, 24, 16), 768, torch.float32, cpu)
-    colors = ClipColors(Scorers(color_model=str(large), device="cpu"))
+    colors = ClipColors(Scorers(geneval=Geneval(color_model=str(large)), device="cpu"))
     mask = np.zeros((SIDE, SIDE), bool)
     mask[64:448, 64:448] = True
     objects = [(image, Detection("dog", (64.0, 64.0, 448.0, 448.0), 1.0, mask)) for image in images]
@@ -116,7 +116,7 @@ def true_size(folder: Path, count: int) -> Iterator[tuple]:
 
     huge = folder / "huge"
     save_pickscore(huge, cpu)
-    scorer = PickScorer(Scorers(pickscore_model=str(huge), pickscore_processor=str(huge), device="cpu"))
+    scorer = PickScorer(Scorers(pickscore=Pickscore(model=str(huge), processor=str(huge)), device="cpu"))
     asked = [Prompt(str(i), "any", "any", f"picture {i}") for i in range(count)]
     yield "PickScore, CLIP ViT-H/14, one prompt a picture", on, *timed(lambda: scorer(images, asked), count)
 
@@ -141,10 +141,10 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
     The learning rate is so small that every epoch does the same work in each way.
     """
     settings = configuration.run_settings(config, task, "star")
-    settings = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": 1e-9})})
+    settings = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"learning_rate": 1e-9})})
     records = make.records(config, task, "train")
     policy = Generator(settings.policy, settings.allocation, settings.compute)
-    learner, empty, processes = Learner(policy, settings.training, 0), policy.empty_prompt(), Processes()
+    learner, empty, processes = Learner(policy, settings.optimizer, settings.training, 0), policy.empty_prompt(), Processes()
     seconds: dict[str, list] = {way: [] for way in WAYS}
     with (
         RewardPool(settings.reward, settings.scorers, 0) as thread,

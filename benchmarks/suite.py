@@ -100,7 +100,7 @@ def report_method(
         estimate = once + paper * (whole - once) / images
         report.add(f"{method}: epoch of {paper} images", estimate, "s", n=n, note="estimate by image; ours encodes once")
     sampling = images * (passes * flops.forward + flops.decode)
-    update = images * steps * (flops.forward + flops.backward + (flops.reference if settings.training.kl_beta > 0 else 0))
+    update = images * steps * (flops.forward + flops.backward + (flops.reference if settings.objective.kl_weight > 0 else 0))
     report.add(f"{method}: rollout, share of matrix rate", sampling / parts["rollout"] / rate, "", n=n)
     report.add(f"{method}: update, share of matrix rate", update / parts["update"] / rate, "", n=n)
     if checkpointed:

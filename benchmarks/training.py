@@ -17,10 +17,11 @@ from pathlib import Path
 from star import config as configuration
 from star import torchvision_schemas
 from star.cli import quiet_libraries
+from star.config import Pickscore
 from star.errors import InputError
 from star.prompts import make
 
-TASK = {"miniature": "geneval", "sd35-medium": "pickscore"}
+TASK = {"miniature": "shapes", "sd35-medium": "pickscore"}
 LAYERS = 24
 
 
@@ -40,7 +41,7 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
     if device == "cuda" and not torch.cuda.is_available():
         small = "--layers 2 --device cpu --resolution 128 --batch 2"
         raise InputError(f"--device: no CUDA GPU here; {f'try {small}' if true_size else 'give --device cpu'}")
-    changes = [f"policy.device={device}", f"scorers.device={device}", "training.learning_rate=1e-6"]
+    changes = [f"policy.device={device}", f"scorers.device={device}", "optimizer.learning_rate=1e-6"]
     if args.resolution:
         changes.append(f"policy.resolution={args.resolution}")
     if not true_size:
@@ -55,7 +56,8 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
 def _measure(args: argparse.Namespace) -> None:
     config, paper = prepare(args)
     settings = {method: configuration.run_settings(config, TASK[args.size], method) for method in ("flow_grpo", "star")}
-    records, star = make.records(config, "geneval", "test"), settings["star"]
+    prompts = "shapes" if args.size == "miniature" else "geneval"
+    records, star = make.records(config, prompts, "test"), settings["star"]
 
     import sd35_medium
     import suite
@@ -74,7 +76,7 @@ def _measure(args: argparse.Namespace) -> None:
             layers = args.layers or LAYERS
             pipe = sd35_medium.pipeline(pick_precision(star.policy), device, layers)
             sd35_medium.save_pickscore(Path(folder), device, layers)
-            scorers = scorers.model_copy(update={"pickscore_model": folder, "pickscore_processor": folder})
+            scorers = scorers.model_copy(update={"pickscore": Pickscore(model=folder, processor=folder)})
         policy = Generator(star.policy, star.allocation, star.compute, pipe)
         with RewardPool(star.reward, scorers, scorers.workers) as pool:
             suite.run(report, Work(settings, policy, pool, records), args.repeats, args.minutes, paper)

@@ -29,7 +29,7 @@ class Work:
 
     def __init__(self, settings: dict[str, RunSettings], policy: Generator, pool: RewardPool, records: list[Prompt]) -> None:
         self.settings, self.policy, self.pool, self.records = settings, policy, pool, records
-        self.learner = Learner(policy, settings["star"].training, seed=0)
+        self.learner = Learner(policy, settings["star"].optimizer, settings["star"].training, seed=0)
         self.encoders = [e for e in (policy.pipe.text_encoder, policy.pipe.text_encoder_2, policy.pipe.text_encoder_3) if e]
         self.processes, self.empty = Processes(), policy.empty_prompt()
         self.rollouts: Rollouts | None = None
@@ -38,7 +38,7 @@ class Work:
         if one.rollout.window is not None:
             rollouts["plain_all_steps"] = one.rollout.model_copy(update={"window": None, "window_range": None})
         self.plain = {
-            name: flow_grpo.FlowGrpo(policy.pipe, one.policy, rollout, one.training, policy.device)
+            name: flow_grpo.FlowGrpo(policy.pipe, one.model_copy(update={"rollout": rollout}), policy.device)
             for name, rollout in rollouts.items()
         }
         self.methods = (*METHODS, *rollouts)
@@ -95,8 +95,7 @@ class Work:
         with meter.part("update"):
             row = update_policy(
                 self.learner,
-                settings.training,
-                settings.allocation.objective,
+                settings.objective,
                 schedule,
                 steps,
                 rollouts,
@@ -107,6 +106,7 @@ class Work:
                 self.empty,
                 self.processes,
                 batch=rollout.batch,
+                updates_per_epoch=settings.training.updates_per_epoch,
                 seed=0,
                 epoch=epoch,
                 expect_ratio_one=False,

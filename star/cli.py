@@ -10,9 +10,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import yaml
+
 from star import config as configuration
 from star import torchvision_schemas
+from star.config import document, migrate
 from star.errors import Diverged, InputError, Preempted, ScorerFailed
+from star.files import write_text
 from star.prompts import make
 from star.prompts.record import read
 
@@ -63,17 +67,7 @@ def _sample(args: argparse.Namespace) -> None:
     from star.sampling.sample import sample
 
     images = args.images or config.evaluation.images_per_prompt
-    n = sample(
-        config.policy,
-        config.evaluation,
-        config.compute,
-        args.prompts,
-        args.out,
-        args.adapter,
-        images,
-        args.seed,
-        args.start_over,
-    )
+    n = sample(config, args.prompts, args.out, args.adapter, images, args.seed, args.start_over)
     print(f"{n} images sampled into {args.out}")
 
 
@@ -91,7 +85,8 @@ def _score(args: argparse.Namespace) -> None:
 
         folder.print_summary(rescore(args.detections, args.out))
         return
-    scorers = configuration.load(args.config, args.set).scorers
+    config = configuration.load(args.config, args.set)
+    scorers = config.scorers
     if args.all and args.guards:
         raise InputError("--guards: needs --task, whose pictures these are; --all already has the other tasks' scores")
     if args.all:
@@ -101,11 +96,17 @@ def _score(args: argparse.Namespace) -> None:
             else:
                 folder.print_summary(summary)
         return
-    folder.print_summary(folder.score(args.task, args.images, args.out, scorers, args.prompts))
+    scorer = configuration.main_scorer(config, args.task) if args.task in config.tasks else args.task
+    if ":" not in scorer and scorer not in configuration.SCORERS:
+        raise InputError(
+            f"--task {args.task}: no task of the configuration ({', '.join(config.tasks)}), and no scorer "
+            f"({', '.join(configuration.SCORERS)}, module:function)"
+        )
+    folder.print_summary(folder.score(scorer, args.images, args.out, scorers, args.prompts))
     if args.guards:
         from star.scoring import guards
 
-        guards.write(guards.measure(args.task, args.images, scorers, args.prompts), args.guards)
+        guards.write(guards.measure(scorer, args.images, scorers, args.prompts), args.guards)
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -167,6 +168,23 @@ def _fetch(args: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def _config(args: argparse.Namespace) -> None:
+    if args.migrate is None:
+        print(yaml.safe_dump(configuration.load(args.config, args.set).model_dump(mode="json"), sort_keys=False), end="")
+        return
+    old = document.read(args.migrate)
+    new = migrate.migrate(old)
+    out = args.out or args.migrate
+    if out.exists():
+        kept = out.with_name(f"{out.name}.old")
+        if kept.exists():
+            raise InputError(f"{kept}: is there already; move it away, or name another file with --out")
+        out.rename(kept)
+        print(f"{out}: what it was is kept as {kept}, comments and all; they are not carried over")
+    write_text(out, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+    print(*migrate.said(old, new), f"{out}: written", sep="\n")
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from star.doctor.examine import examine
 
@@ -192,17 +210,25 @@ def _parser() -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=summary, description=summary)
         sub.set_defaults(function=function)
         default = Path("config/miniature.yaml")
-        sub.add_argument("--config", type=Path, default=default, help="configuration file (default: %(default)s)")
-        sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; may be repeated")
+        sub.add_argument(
+            "--config", type=Path, nargs="+", default=[default], help=f"configuration file, later ones win (default: {default})"
+        )
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            help="override, which wins over every file; may be repeated",
+        )
         return sub
 
     def run_of(sub: argparse.ArgumentParser, task: bool = True) -> None:
-        sub.add_argument("--task", choices=configuration.TASKS, required=task)
+        sub.add_argument("--task", required=task, help="a key of `tasks:`")
         sub.add_argument("--method", required=task, help="a key of `methods:` (or base, where nothing is trained)")
         sub.add_argument("--seed", type=int, default=0)
 
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
-    s.add_argument("--task", choices=configuration.TASKS)
+    s.add_argument("--task", help="a key of `tasks:`")
     s.add_argument("--split", choices=make.SPLITS)
     s.add_argument("--out", type=Path)
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
@@ -224,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
     which = s.add_mutually_exclusive_group(required=True)
-    which.add_argument("--task", choices=configuration.TASKS)
+    which.add_argument("--task", help="a key of `tasks:`, or a scorer: geneval, ocr, pickscore, module:function")
     which.add_argument("--all", action="store_true", help="every task whose scorer the prompts allow; --out is a folder then")
     s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
     s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
@@ -257,6 +283,10 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
 
     stage("fetch", _fetch, "bring what a configuration needs from the network into this machine's caches")
+
+    s = stage("config", _config, "print the configuration with everything resolved, or rewrite one of an earlier version")
+    s.add_argument("--migrate", type=Path, metavar="FILE", help="rewrite FILE in today's keys; the old one is kept as FILE.old")
+    s.add_argument("--out", type=Path, help="where to write it instead (default: FILE itself)")
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
 

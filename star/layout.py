@@ -115,4 +115,4 @@ def runs(config: Config, base: bool = True) -> list[tuple[str, str, int]]:
 
 def epochs(config: Config, task: str, method: str) -> list[int]:
     """The epochs whose checkpoints are sampled and scored, the last one last; [0] for the untrained model."""
-    return [0] if method == "base" else sorted(published_epochs(run_settings(config, task, method).training))
+    return [0] if method == "base" else sorted(published_epochs(run_settings(config, task, method)))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from star.analysis.results import read_guards, read_scores
 from star.analysis.statistics import by_tag, overall
-from star.config import Config, run_settings
+from star.config import Config, main_scorer, run_settings
+from star.config.key import training_key
 from star.errors import InputError
 from star.files import read_jsonl
 from star.layout import Run, epoch_of
@@ -59,17 +60,18 @@ def mirror(config: Config, task: str, method: str, seed: int, run: Path, finishe
     run = Path(run)
     settings = run_settings(config, task, method)
     rows = _training_rows(run, method)
-    values = _test_values(run, task) | _training_values(rows)  # the UI draws first what was logged first
+    # the UI draws first what was logged first
+    values = _test_values(run, task, main_scorer(config, task)) | _training_values(rows)
     adapter = Run(run).adapter(settings.training.epochs)
     if finished and method != "base" and not adapter.is_dir():
         raise InputError(f"{adapter}: no such folder; finish the training with `star train --out {run}`")
-    key = f"{config.experiment}/{task}/{method}/seed{seed}/{settings.digest()}"
+    key = f"{config.experiment}/{task}/{method}/seed{seed}/{training_key(settings)}"
     tags = {
         "task": task,
         "method": method,
         "seed": str(seed),
         "configuration": config.experiment,
-        "config_hash": settings.digest(),
+        "config_hash": training_key(settings),
         **_precision(run),
         **_revision(),
         "mlflow.note.content": _ABOUT_RUN.format(
@@ -216,13 +218,13 @@ def _training_values(rows: list[dict]) -> dict[tuple[str, int], float]:
     }
 
 
-def _test_values(run: Path, task: str) -> dict[tuple[str, int], float]:
+def _test_values(run: Path, task: str, scorer: str) -> dict[tuple[str, int], float]:
     """(metric, step) -> value of every checkpoint: test/<task>, test/<task>/<tag> where tags are averaged; guard/<guard>."""
     values = {}
     for path in sorted((run / "scores").glob("epoch*.jsonl")):
         step, scores = epoch_of(path), read_scores(path)
-        values[f"test/{task}", step] = overall(task, scores)
-        if by_tag(task):
+        values[f"test/{task}", step] = overall(scorer, scores)
+        if by_tag(scorer):
             for tag, mean in scores.groupby("tag")["score"].mean().items():
                 values[f"test/{task}/{tag}", step] = float(mean)
         summary = path.with_suffix(".summary.json")

@@ -8,8 +8,8 @@ import pandas as pd
 
 from star import code, layout
 from star.analysis.comparisons import KINDS
-from star.analysis.results import main_scorer, methods
-from star.config import Config, run_settings
+from star.analysis.results import methods
+from star.config import Config, main_scorer, run_settings
 from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task
 from star.files import write_json, write_jsonl, write_text
 

@@ -23,12 +23,12 @@ def test_help_exits_zero(stage: str, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prompts", "--config", "none.yaml", "--task", "ocr", "--split", "test", "--out", "x"], "none.yaml: no such"),
+        (["prompts", "--config", "none.yaml", "--task", "letters", "--split", "test", "--out", "x"], "none.yaml: no such"),
         (
-            ["train", "--set", "training.epoch=1", "--task", "ocr", "--method", "star", "--out", "x"],
+            ["train", "--set", "training.epoch=1", "--task", "letters", "--method", "star", "--out", "x"],
             "training.epoch: no such key",
         ),
-        (["train", "--task", "ocr", "--method", "ppo", "--out", "x"], "ppo"),
+        (["train", "--task", "letters", "--method", "ppo", "--out", "x"], "ppo"),
         (["sample", "--prompts", "none.jsonl", "--out", "x"], "none.jsonl: no such prompt file"),
         (["score", "--task", "ocr", "--images", "none", "--out", "x"], "none"),
     ],

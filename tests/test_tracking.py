@@ -24,11 +24,12 @@ def _data(folder: Path) -> dict:
         "prompts": {"world": "miniature"},
         "policy": {"model": "base", "resolution": 64, "guidance": 1.0},
         "rollout": {},
-        "training": {"epochs": EPOCHS, "checkpoint_every": EPOCHS},
+        "training": {"epochs": EPOCHS},
+        "checkpoints": {"every": EPOCHS},
         "evaluation": {},
         "scorers": {},
-        "tasks": {"geneval": {"reward": {"geneval": 1.0}}},
-        "methods": {m: {"training": {"learning_rate": 0.1 * (i + 1)}} for i, m in enumerate(METHODS)},
+        "tasks": {"geneval": {"prompts": "shapes", "reward": {"geneval": 1.0}}},
+        "methods": {m: {"optimizer": {"learning_rate": 0.1 * (i + 1)}} for i, m in enumerate(METHODS)},
     }
 
 
@@ -133,7 +134,7 @@ def test_a_run_says_what_it_is(mirrored: tuple[Config, dict[str, str]]):
     run = client.get_run(ids["star"])
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == EPOCHS * 4000
-    assert run.data.params["training.learning_rate"] == "0.2"
+    assert run.data.params["optimizer.learning_rate"] == "0.2"
     assert run.data.tags["star.key"].startswith("mirrored/geneval/star/seed0/")
     assert {"task", "method", "seed", "config_hash", "mlflow.note.content"} <= set(run.data.tags)
     last = client.get_metric_history(ids["star"], "loss")[-1]

@@ -115,7 +115,7 @@ def allocation_map(
     elif allocation.source == "oracle":
         raw_BThw = region_Bhw.float()[:, None].expand_as(raw_BThw)
     raw_BThw = over_steps(raw_BThw, allocation.steps)[:, list(trained)]
-    if allocation.inverse:
+    if allocation.control == "inverse":
         raw_BThw = raw_BThw.amax((-1, -2), keepdim=True) + raw_BThw.amin((-1, -2), keepdim=True) - raw_BThw
     M_BThw = token_map(
         raw_BThw,
@@ -125,8 +125,8 @@ def allocation_map(
         granularity=allocation.granularity,
         normalisation=allocation.normalisation,
     )
-    if allocation.source in ("random", "shuffled"):
-        M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.source == "random")
+    if allocation.control in ("random", "shuffled"):
+        M_BThw = moved(M_BThw, noise_BThw, smooth=allocation.control == "random")
     return _repeat(M_BThw, 2)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from star.analysis.comparisons import KINDS, Pair, by_task, of_task
-from star.analysis.results import main_scorer, shared_methods
+from star.analysis.results import shared_methods
 from star.analysis.style import (
     COLORS,
     SCORE_AXES,
@@ -30,7 +30,7 @@ from star.analysis.style import (
 )
 from star.analysis.tables import INTERVAL
 from star.analysis.text import digits, probability
-from star.config import Config
+from star.config import Config, main_scorer
 
 Tables = dict[str, pd.DataFrame]
 _BLUE, _SKY, _GREY = COLORS[0], COLORS[5], "#999999"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from star import layout
-from star.analysis.results import guard_order, main_scorer, main_scores, shared_methods
+from star.analysis.results import guard_order, main_scores, shared_methods
 from star.analysis.statistics import (
     PAIR,
     Cells,
@@ -28,7 +28,7 @@ from star.analysis.statistics import (
     value_at,
 )
 from star.analysis.tables import INTERVAL
-from star.config import Config, methods_of
+from star.config import Config, main_scorer, methods_of
 from star.scoring.geneval import FAILURES
 
 Pair = tuple[str, str]  # method, reference

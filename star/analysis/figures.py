@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from star.analysis.results import main_scorer, main_scores, shared_methods
+from star.analysis.results import main_scores, shared_methods
 from star.analysis.statistics import summary
 from star.analysis.style import (
     STYLE,
@@ -28,7 +28,7 @@ from star.analysis.style import (
     seeds,
 )
 from star.analysis.text import digits
-from star.config import Config
+from star.config import Config, main_scorer
 
 _INTERVAL = "95 % bootstrap interval over test prompts"
 _CI = ["mean", "ci_low", "ci_high"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from star import layout
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 from star.errors import InputError
 from star.files import read_jsonl
 from star.scoring.scorer import GUARDS
@@ -35,12 +35,7 @@ def shared_methods(config: Config, task: str) -> list[str]:
 
 def reported(config: Config, task: str) -> list[str]:
     """The scorers whose scores are reported for a task; the first is its main column."""
-    return [task]
-
-
-def main_scorer(config: Config, task: str) -> str:
-    """The scorer of a task's main column."""
-    return reported(config, task)[0]
+    return config.tasks[task].report
 
 
 def column_name(config: Config, task: str, scorer: str) -> str:

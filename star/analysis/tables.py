@@ -6,9 +6,9 @@ several seeds: cost_ratios, diagnostics, localisation, with Student's t over the
 
 import pandas as pd
 
-from star.analysis.results import RUN, main_scorer, main_scores, methods, reported
+from star.analysis.results import RUN, main_scores, methods, reported
 from star.analysis.statistics import Interval, by_tag, difference, student, summary
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 
 REFERENCES = ("base", "flow_grpo", "random")
 STATISTIC = ["mean", "ci_low", "ci_high", "n"]

@@ -42,7 +42,7 @@ def _gpu(config: Config) -> Iterator[tuple[bool, str]]:
             fine = there >= asked
             yield fine, f"compute.processes: {asked} on a machine, {there} GPUs here" + ("" if fine else "; lower it")
     yield from _bfloat16(config)
-    if "ocr" in needed(config) and config.scorers.ocr_engine == "rapidocr" and config.scorers.device == "cuda":
+    if "ocr" in needed(config) and config.scorers.ocr.engine == "rapidocr" and config.scorers.device == "cuda":
         import onnxruntime
 
         fine = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -69,8 +69,8 @@ def _bfloat16(config: Config) -> Iterator[tuple[bool, str]]:
     policy, scorers = config.policy, config.scorers
     precisions = {
         "policy.precision": (policy.precision, policy.device),
-        "scorers.detector_precision": (scorers.detector_precision, scorers.device),
-        "scorers.pickscore_dtype": (scorers.pickscore_dtype, scorers.device),
+        "scorers.geneval.precision": (scorers.geneval.precision, scorers.device),
+        "scorers.pickscore.precision": (scorers.pickscore.precision, scorers.device),
     }
     places = {"cpu": ("processor", " and is slow in it; use float32")}  # of `auto` without a GPU: perhaps a login node
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from star.torchvision_schemas import declare
 
 _INSTALL = {
     "": "run `make install`",
-    "easyocr": "`pip install torch==2.13.0 -e '.[easyocr]'`, or set scorers.ocr_engine to rapidocr",
+    "easyocr": "`pip install torch==2.13.0 -e '.[easyocr]'`, or set scorers.ocr.engine to rapidocr",
     "slurm": "`pip install -e '.[slurm]'`",
 }
 
@@ -31,7 +31,7 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
     for requirement in _requirements("slurm"):
         fine, line = _package(requirement, _INSTALL["slurm"])
         yield True, line if fine else f"{line}; only `--workflow-profile slurm` needs it"
-    if "geneval" in needed(config) and config.scorers.detector == "mmdet":
+    if "geneval" in needed(config) and config.scorers.geneval.detector == "mmdet":
         for name in ("mmdet", "mmcv"):
             fine = importlib.util.find_spec(name) is not None
             yield fine, f"package {name}" + ("" if fine else " is missing: score in the environment of envs/mmdet.yaml")

@@ -37,7 +37,7 @@ def check(config: Config) -> Iterator[Check]:
             absent.append(model)
     if "ocr" in needed(config):
         yield from _easyocr(config.scorers) if reads_with_easyocr(config) else _rapidocr()
-    if "geneval" in needed(config) and config.scorers.detector == "mmdet":
+    if "geneval" in needed(config) and config.scorers.geneval.detector == "mmdet":
         yield _mmdet(config.scorers)
     if absent:
         yield disk(Path(constants.HF_HUB_CACHE))
@@ -151,16 +151,16 @@ def _easyocr(scorers: Scorers) -> Iterator[Check]:
         return  # the packages have said so
     from star.scoring.engines import easyocr_models
 
-    found = easyocr_models(scorers.ocr_weights)
+    found = easyocr_models(scorers.ocr.weights)
     absent = ", ".join(str(file) for file, _ in found if not file.is_file())
     if not absent:
-        yield True, f"scorers.ocr_engine: easyocr, weights in {found[0][0].parent}"
-    elif scorers.ocr_weights is not None:
-        yield False, f"scorers.ocr_weights: {absent} missing: name the folder that has EasyOCR's weights, or leave the key out"
+        yield True, f"scorers.ocr.engine: easyocr, weights in {found[0][0].parent}"
+    elif scorers.ocr.weights is not None:
+        yield False, f"scorers.ocr.weights: {absent} missing: name the folder that has EasyOCR's weights, or leave the key out"
     else:
         yield (
             False,
-            f"scorers.ocr_engine: {absent} missing: run `star fetch` with a network, or name a folder: scorers.ocr_weights",
+            f"scorers.ocr.engine: {absent} missing: run `star fetch` with a network, or name a folder: scorers.ocr.weights",
         )
 
 
@@ -172,7 +172,7 @@ def _rapidocr() -> Iterator[Check]:
     absent = [f"*_{kind}_*.onnx" for kind in ("det", "rec") if not list(folder.glob(f"*_{kind}_*.onnx"))]
     yield (
         not absent,
-        f"scorers.ocr_engine: rapidocr, weights in {folder}"
+        f"scorers.ocr.engine: rapidocr, weights in {folder}"
         + (f" lack {', '.join(absent)}: `pip install --force-reinstall rapidocr`" if absent else ""),
     )
 
@@ -181,7 +181,7 @@ def _mmdet(scorers: Scorers) -> Check:
     from star.scoring.mmdetection import checkpoint_digest
 
     try:
-        digest = checkpoint_digest(Path(scorers.detector_model))
+        digest = checkpoint_digest(Path(scorers.geneval.model))
     except InputError as error:
         return False, str(error)
-    return True, f"scorers.detector_model: {scorers.detector_model}, SHA-256 {digest[:12]}"
+    return True, f"scorers.geneval.model: {scorers.geneval.model}, SHA-256 {digest[:12]}"

@@ -10,9 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from star.analysis import comparisons, tables, text
-from star.analysis.results import main_scorer
 from star.analysis.statistics import SEED_RESAMPLES
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 from star.evidence import data
 from star.evidence.data import Data
 from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, attribute_task, families, letters
@@ -195,7 +194,7 @@ def _learning_rates(config: Config, task: str) -> str:
     """The most common learning rate first, the others with the methods that have them."""
     methods_with: dict[float, list[str]] = {}
     for method in methods_of(config, task):
-        methods_with.setdefault(run_settings(config, task, method).training.learning_rate, []).append(method)
+        methods_with.setdefault(run_settings(config, task, method).optimizer.learning_rate, []).append(method)
     common, *others = sorted(methods_with, key=lambda rate: -len(methods_with[rate]))
     return "; ".join([f"{common:g}", *(f"{rate:g} ({', '.join(methods_with[rate])})" for rate in others)])
 

@@ -18,7 +18,7 @@ from star.hub.sources import Model, models, published_prompts, reads_with_easyoc
 
 _TEXTS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
-_INSTEAD = {"ocr": "set prompts.ocr: generated", "pickscore": "take pickscore out of `tasks`"}
+_INSTEAD = {"ocr": "set prompts.ocr: generated", "pickscore": "take the tasks with these prompts out of `tasks`"}
 
 
 def repositories(config: Config) -> list[Model]:
@@ -27,7 +27,7 @@ def repositories(config: Config) -> list[Model]:
 
 
 def _downloads_easyocr(config: Config) -> bool:
-    return reads_with_easyocr(config) and config.scorers.ocr_weights is None
+    return reads_with_easyocr(config) and config.scorers.ocr.weights is None
 
 
 def needs(config: Config) -> list[str]:
@@ -59,7 +59,7 @@ def fetch(config: Config) -> Iterator[str]:
         from star.scoring import engines
 
         scorers = config.scorers
-        yield f"scorers.ocr_engine: {engines.easyocr(scorers.ocr_mode, scorers.ocr_size, 'cpu', None).fingerprint}"
+        yield f"scorers.ocr.engine: {engines.easyocr(scorers.ocr.mode, scorers.ocr.size, 'cpu', None).fingerprint}"
 
 
 def _snapshot(model: Model) -> Path:

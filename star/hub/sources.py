@@ -20,24 +20,34 @@ def models(config: Config) -> Iterator[Model]:
     """Every model that the configuration's policy, tasks, rewards and guards load by `from_pretrained`."""
     policy, scorers = config.policy, config.scorers
     yield Model("policy.model", policy.model, policy.revision, ("pipeline",))
-    if "geneval" in needed(config) and scorers.detector != "miniature":
-        if scorers.detector == "mask2former":
-            yield Model("scorers.detector_model", scorers.detector_model, scorers.detector_revision, ("model", "images"))
-        yield Model("scorers.color_model", scorers.color_model, scorers.color_revision, ("model", "tokenizer", "images"))
-    yield Model("scorers.pickscore_model", scorers.pickscore_model, scorers.pickscore_revision, ("model",))
-    processor = (scorers.pickscore_processor, scorers.pickscore_processor_revision)
-    yield Model("scorers.pickscore_processor", *processor, ("tokenizer", "images"))
+    if "geneval" in needed(config) and scorers.geneval.detector != "miniature":
+        if scorers.geneval.detector == "mask2former":
+            yield Model("scorers.geneval.model", scorers.geneval.model, scorers.geneval.revision, ("model", "images"))
+        yield Model(
+            "scorers.geneval.color_model",
+            scorers.geneval.color_model,
+            scorers.geneval.color_revision,
+            ("model", "tokenizer", "images"),
+        )
+    yield Model("scorers.pickscore.model", scorers.pickscore.model, scorers.pickscore.revision, ("model",))
+    processor = (scorers.pickscore.processor, scorers.pickscore.processor_revision)
+    yield Model("scorers.pickscore.processor", *processor, ("tokenizer", "images"))
 
 
 def published_prompts(config: Config) -> list[tuple[str, str]]:
-    """(task, file) of the prompts that the tasks take from their publication."""
+    """(set, file) of the prompts that the tasks take from their publication."""
     if config.prompts.world != "coco":
         return []
-    tasks = [t for t in config.tasks if t == "pickscore" or (t == "ocr" and config.prompts.ocr == "published")]
-    splits = {task: [s for s in ("train", "test") if s not in config.prompts.files.get(task, {})] for task in tasks}
-    return [(task, f"dataset/{task}/{split}.txt") for task in tasks for split in splits[task]]
+    published = ["pickscore"] + ["ocr"] * (config.prompts.ocr == "published")
+    files = [
+        (task.prompts.set, f"dataset/{task.prompts.set}/{split}.txt")
+        for task in config.tasks.values()
+        for split in ("train", "test")
+        if task.prompts.set in published and getattr(task.prompts, split) is None
+    ]
+    return list(dict.fromkeys(files))
 
 
 def reads_with_easyocr(config: Config) -> bool:
     """Whether EasyOCR reads pictures."""
-    return "ocr" in needed(config) and config.scorers.ocr_engine == "easyocr"
+    return "ocr" in needed(config) and config.scorers.ocr.engine == "easyocr"

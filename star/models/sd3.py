@@ -5,7 +5,6 @@ Rollout and update go through one call, `Generator.velocity`: latents stay float
 Shapes: B batch, C latent channels, H W latent size, L text columns, E column width, P pooled width.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from star.allocation.columns import chosen_spans, core_columns
-from star.config import Allocation, Compute, Policy
+from star.config import Allocation, Compute, PolicySettings
 from star.errors import InputError
 from star.flow.schedule import Schedule, log_prob, step_mean
 from star.hub import check as hub
@@ -69,14 +68,14 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # elsewhere nothing was measured
 
 
-def pick_precision(policy: Policy) -> torch.dtype:
+def pick_precision(policy: PolicySettings) -> torch.dtype:
     """The precision inside the transformer; `auto` is bfloat16 where the policy's device has it, else float32 (ours)."""
     if policy.precision != "auto":
         return DTYPES[policy.precision]
     return torch.bfloat16 if has_bfloat16(pick_device(policy.device)) else torch.float32
 
 
-def load_pipeline(policy: Policy) -> StableDiffusion3Pipeline:
+def load_pipeline(policy: PolicySettings) -> StableDiffusion3Pipeline:
     """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
     source = Path(policy.model)
     if source.exists():
@@ -103,24 +102,6 @@ def has_tokenizers(pipe: StableDiffusion3Pipeline) -> bool:
     return all(len(tokenizer) > 0.9 * encoder.config.vocab_size for tokenizer, encoder in pairs if encoder)
 
 
-def weights_digest(policy: Policy, adapter: Path | None = None) -> str:
-    """12 hex digits that change with the weights: of a folder's files, or of a repository's name and revision."""
-    digest = hashlib.sha256()
-    folder = Path(policy.model)
-    for file in sorted(folder.rglob("*.safetensors")) if folder.exists() else []:
-        digest.update(file.read_bytes())
-    digest.update(f"{policy.model}@{policy.revision}".encode())
-    if adapter is not None:
-        digest.update((adapter / ADAPTER_FILE).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def origin(policy: Policy, adapter: Path | None = None) -> str:
-    """The weights and, with precision `auto`, what that is here: what was begun in one is not continued in the other."""
-    chosen = f"-{pick_precision(policy)}" if policy.precision == "auto" else ""
-    return f"{weights_digest(policy, adapter)}{chosen}"
-
-
 class Generator:
     """A pipeline, given or loaded, prepared as policy: frozen base, one LoRA adapter, recorded attention.
 
@@ -129,7 +110,7 @@ class Generator:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicySettings,
         allocation: Allocation | None = None,
         compute: Compute | None = None,
         pipe: StableDiffusion3Pipeline | None = None,

@@ -19,16 +19,15 @@ _GRID_ROWS, _GRID_COLUMNS = 6, 10
 def write(base: Path, config: configuration.Config) -> dict[str, dict]:
     """Sample and score every task's test prompts, write README.md and samples.png into `base`; returns the summaries."""
     summaries, pictures = {}, []
-    policy = config.policy.model_copy(update={"model": str(base)})
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": str(base)})})
     with TemporaryDirectory() as scratch:
-        for task in configuration.TASKS:
+        for task in config.tasks:
             records = Path(scratch, f"{task}.jsonl")
             make.write(config, task, "test", records)
             images = Path(scratch, task)
-            sample(
-                policy, config.evaluation, config.compute, records, images, None, config.evaluation.images_per_prompt, seed=0
-            )
-            summaries[task] = scoring.score(task, images, Path(scratch, f"{task}-scores.jsonl"), config.scorers)
+            sample(config, records, images, None, config.evaluation.images_per_prompt, seed=0)
+            scorer = configuration.main_scorer(config, task)
+            summaries[scorer] = scoring.score(scorer, images, Path(scratch, f"{task}-scores.jsonl"), config.scorers)
             found = sorted(images.glob("*/samples/0000.png"))
             chosen = np.linspace(0, len(found) - 1, _GRID_ROWS * _GRID_COLUMNS // 3).astype(int)
             pictures += [np.asarray(Image.open(found[i])) for i in chosen]
@@ -59,7 +58,7 @@ image = pipe("a photo of a red circle", **settings).images[0]
 
 ![samples, untrained base](samples.png)
 
-Rows of two: prompts of geneval, ocr and pickscore.
+Rows of two: prompts of shapes, letters and preference.
 
 ## Data
 {recipe["images"]} rendered scenes (star/worlds/miniature/scenes.py), seed {recipe["seed"]}. {recipe["caption_dropout"]:.0%} of the captions are dropped in training. In the last

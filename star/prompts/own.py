@@ -17,7 +17,7 @@ def records(path: Path, task: str) -> list[Prompt]:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable text file ({error}); prompts.files.{task} names it") from None
+        raise InputError(f"{path}: not a readable text file ({error}); tasks.<name>.prompts names it") from None
     found = [_record(line, f"{path}:{number}", task, number - 1, path.suffix) for number, line in enumerate(lines, start=1)]
     if len({record.id for record in found}) < len(found):
         raise InputError(f"{path}: two prompts have the same id; ids say which noise belongs to which prompt")

@@ -6,12 +6,12 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from star.allocation.columns import span_columns
-from star.config import Policy
+from star.config import PolicySettings
 from star.errors import InputError
 from star.prompts.record import Span, read
 
 
-def tokenizers(policy: Policy) -> dict[str, tuple[PreTrainedTokenizerFast, int]]:
+def tokenizers(policy: PolicySettings) -> dict[str, tuple[PreTrainedTokenizerFast, int]]:
     """The tokenizer and block length of each text encoder of an SD3-format base, without its weights.
 
     Raises InputError when the base or one of its tokenizers cannot be read.
@@ -39,7 +39,7 @@ def marked(prompt: str, core: tuple[Span, ...]) -> str:
     return text + prompt[at:]
 
 
-def show(policy: Policy, file: Path) -> None:
+def show(policy: PolicySettings, file: Path) -> None:
     """Print the prompt records of `file`; columns count within the encoder's own block. Raises InputError."""
     records, encoders = read(file), tokenizers(policy)
     for record in records:

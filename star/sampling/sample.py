@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from star import code
-from star.config import DRAWN_BY, Compute, Evaluation, Policy
+from star.config import Config
+from star.config.key import digest, sampling_key
 from star.errors import InputError
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
-from star.models.sd3 import Encoded, Generator, origin
+from star.layout import ADAPTER_FILE
+from star.models.sd3 import Encoded, Generator, pick_precision
 from star.prompts.record import Prompt, read
 
 
@@ -47,10 +48,24 @@ def draw(
     return generator.decode(generator.sample(starts, prompts, empty, schedule).latents_BSCHW[:, -1])
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _remove_pictures(out: Path) -> None:
+    """Remove what `sample` writes, and nothing else: prompts.jsonl, and every prompt's metadata and numbered pictures."""
+    (out / "prompts.jsonl").unlink(missing_ok=True)
+    for folder in out.glob("[0-9][0-9][0-9][0-9][0-9]"):
+        for picture in (folder / "samples").glob("[0-9][0-9][0-9][0-9].png"):
+            picture.unlink()
+        (folder / "metadata.jsonl").unlink(missing_ok=True)
+        for emptied in (folder / "samples", folder):
+            if emptied.is_dir() and not any(emptied.iterdir()):
+                emptied.rmdir()
+
+
 def sample(
-    policy: Policy,
-    evaluation: Evaluation,
-    compute: Compute,
+    config: Config,
     prompts: Path,
     out: Path,
     adapter: Path | None,
@@ -62,10 +77,11 @@ def sample(
 
     Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
     are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are
-    missing, or when `out` holds pictures of other weights, prompts or settings (they are removed to `start_over`).
+    missing, or when `out` holds pictures of other weights, prompts or settings. To `start_over` these are removed: what this
+    stage itself has written can be drawn again. Other files in `out` stay.
     """
-    records = read(prompts)
-    generator = Generator(policy, compute=compute)
+    evaluation, records = config.evaluation, read(prompts)
+    generator = Generator(config.policy, compute=config.compute)
     checkpoint = "base"
     if adapter is not None:
         generator.load_adapter(adapter)
@@ -74,16 +90,15 @@ def sample(
     empty = generator.empty_prompt()
     encoded = generator.encode(records)
     out.mkdir(parents=True, exist_ok=True)
-    made_by = hashlib.sha256(f"{DRAWN_BY}{policy}{evaluation}{images}{seed}".encode() + prompts.read_bytes()).hexdigest()[:12]
-    made_by = f"{checkpoint} {origin(policy, adapter)} {made_by}"
+    drawn = [_sha256(prompts), None if adapter is None else _sha256(adapter / ADAPTER_FILE), images, seed]
+    made_by = f"{checkpoint} {digest([sampling_key(config), str(pick_precision(config.policy)), *drawn])}"
     source = out / "made_by.txt"
     if source.exists() and source.read_text() != made_by:
         if not start_over:
             raise InputError(
                 f"{out}: holds pictures of other weights, prompts or settings; name another folder or --start-over"
             )
-        shutil.rmtree(out)
-        out.mkdir()
+        _remove_pictures(out)
     source.write_text(made_by)
 
     wanted = []

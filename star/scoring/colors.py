@@ -44,12 +44,12 @@ class ClipColors:
     """Called with (picture, detection) pairs, names one of the ten colours each; source: GenEval's evaluator."""
 
     def __init__(self, scorers: Scorers) -> None:
-        source, revision, key = scorers.color_model, scorers.color_revision, "color_model"
+        source, revision, key = scorers.geneval.color_model, scorers.geneval.color_revision, "geneval.color_model"
         model = load_model(transformers.CLIPModel, source, revision, key)
         self._tokenizer = load_tokenizer(source, revision, key, model)
         self._images = load(_Processor, source, revision, key)
         self.fingerprint = f"color={source}@{digest(model)}"
-        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.detector_precision]
+        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.geneval.precision]
         self._model = model.to(self._device, self._dtype)
         self._classes: dict[str, torch.Tensor] = {}
 
@@ -83,5 +83,5 @@ class ClipColors:
         pixels = self._images(crops, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         images_BD = _unit(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
         if not images_BD.isfinite().all():
-            raise ScorerFailed("the colour model's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the colour model's outputs are not finite; set scorers.geneval.precision to float32")
         return images_BD

@@ -6,36 +6,20 @@ better. The module lies in the folder where `star` or `snakemake` is started, or
 
 import hashlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from star.config.key import function_file
 from star.errors import InputError
 from star.prompts.record import Prompt
-
-
-def source(name: str) -> Path:
-    """The file of the module in `module:function`. Raises InputError when there is none."""
-    module = name.partition(":")[0]
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise InputError(f"reward.{name}: no module `{module}` in {Path.cwd()} or among the installed packages")
-    return Path(spec.origin)
 
 
 class CustomScorer:
     """The scorer of `module:function`; its fingerprint has the hash of the module's file. Raises InputError."""
 
     def __init__(self, name: str) -> None:
-        file = source(name)
+        file = function_file(name)
         module, _, function = name.partition(":")
         self._name = name
         self._function: Callable | None = getattr(importlib.import_module(module), function, None)

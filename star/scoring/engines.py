@@ -134,7 +134,7 @@ def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
         from easyocr.config import MODULE_PATH, detection_models, recognition_models
     except ModuleNotFoundError as error:
         raise InputError(
-            f"scorers.ocr_engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
+            f"scorers.ocr.engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
             "or use rapidocr"
         ) from None
     models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
@@ -156,7 +156,7 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
     from star.hub.weights import resolve
 
     if weights is not None and (missing := [file for file in files if not file.is_file()]):
-        raise InputError(f"scorers.ocr_weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")
+        raise InputError(f"scorers.ocr.weights: {missing[0]} is missing; name the folder with EasyOCR's weights, or none")
     where = resolve(device)
     options = {} if weights is None else {"model_storage_directory": weights, "user_network_directory": weights}
     with _weights_only():
@@ -168,8 +168,8 @@ def easyocr(mode: str, size: int | None, device: str, weights: str | None) -> En
         except OSError as error:  # no network, or another MD5
             why = " ".join(str(error).split())[:160]
             raise InputError(
-                f"scorers.ocr_weights: EasyOCR has not got its weights ({why}); run once with network, or give the folder "
-                "that holds them, or use scorers.ocr_engine: rapidocr"
+                f"scorers.ocr.weights: EasyOCR has not got its weights ({why}); run once with network, or give the folder "
+                "that holds them, or use scorers.ocr.engine: rapidocr"
             ) from None
     if where == "cuda":  # out of its DataParallel, which wants the first GPU; a training's other processes have others
         reader.detector, reader.recognizer = reader.detector.module, reader.recognizer.module

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from star.config import TASKS, Scorers
+from star.config import SCORERS, Scorers
 from star.errors import InputError
 from star.scoring import pictures
 from star.scoring.pictures import Sample
@@ -35,7 +35,7 @@ def score_all(images: Path, out: Path, scorers: Scorers, prompts: Path | None = 
     checked before the first picture is scored. Raises InputError as `score`.
     """
     jobs = {}
-    for task in TASKS:
+    for task in SCORERS:
         samples = [sample for sample in pictures.find(images, task, prompts) if can_score(task, sample.record)]
         jobs[task] = _begin(task, samples, out / f"{task}.jsonl", make_scorer(task, scorers)) if samples else None
     return {task: job and _run(job) for task, job in jobs.items()}

@@ -232,19 +232,19 @@ def _miniature() -> Backend:
 
 
 def _backend(scorers: Scorers) -> Backend:
-    if scorers.detector == "miniature":
+    if scorers.geneval.detector == "miniature":
         return _miniature()
     from star.scoring import golden
     from star.scoring.colors import ClipColors
 
-    if scorers.detector == "mask2former":
+    if scorers.geneval.detector == "mask2former":
         from star.scoring.mask2former import Mask2Former as Detector
     else:
         from star.scoring.mmdetection import MMDetector as Detector
-    answers = golden.read(Path(scorers.detector_golden)) if scorers.detector_golden else golden.portrait()
+    answers = golden.read(Path(scorers.geneval.golden)) if scorers.geneval.golden else golden.portrait()
     detector = Detector(scorers)
     colors = ClipColors(scorers)
-    if not scorers.detector_golden:
+    if not scorers.geneval.golden:
         golden.check_colors(colors)
     return Backend(detector.detect, colors, f"{detector.fingerprint} {colors.fingerprint}", answers, detector.classes)
 
@@ -280,7 +280,7 @@ class GenevalScorer:
             for unknown in (item["class"] for item in items if item["class"] not in known):
                 raise InputError(
                     f"prompt {record.text!r}: the detector has no class {unknown!r}, so it could never be found; "
-                    f"use a GenEval class, or a scorers.detector_model with such a label"
+                    f"use a GenEval class, or a scorers.geneval.model with such a label"
                 )
 
     def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[dict]:

@@ -55,10 +55,10 @@ def read(folder: Path) -> list[Golden]:
             metadata = json.loads(described.read_text())
             answer = Golden(path.relative_to(folder).as_posix(), pictures.read(path), metadata, metadata.get("correct", True))
         except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"scorers.detector_golden: {described} or {path} cannot be read: {error}") from None
+            raise InputError(f"scorers.geneval.golden: {described} or {path} cannot be read: {error}") from None
         found.append(answer)
     if not found:
-        raise InputError(f"scorers.detector_golden: {folder} has no 00000/samples/0000.png; leave the key out for the built-in")
+        raise InputError(f"scorers.geneval.golden: {folder} has no 00000/samples/0000.png; leave the key out for the built-in")
     return found
 
 
@@ -103,8 +103,8 @@ def check_colors(colors_of: Callable) -> None:
     for color, named in zip(_DISCS, colors_of([(picture, disc) for picture in pictures]), strict=True):
         if named != color:
             raise ScorerFailed(
-                f"scorers.color_model calls a {color} disc {named}; check the weights and the precision, "
-                f"or name pictures with answers of your own in scorers.detector_golden"
+                f"scorers.geneval.color_model calls a {color} disc {named}; check the weights and the precision, "
+                f"or name pictures with answers of your own in scorers.geneval.golden"
             )
 
 

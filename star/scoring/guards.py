@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from star.config import TASKS, Scorers
+from star.config import SCORERS, Scorers
 from star.scoring import pictures
 from star.scoring.folder import summary
 from star.scoring.pictures import Sample
@@ -75,7 +75,7 @@ def measure(task: str, images: Path, scorers: Scorers, prompts: Path | None = No
     the other tasks. Raises InputError for missing pictures or weights, as star.scoring.folder.score.
     """
     samples = pictures.find(images, task, prompts)
-    others = [other for other in TASKS if other != task]
+    others = [other for other in SCORERS if other != task]
     scoring = {o: make_scorer(o, scorers) for o in others if any(can_score(o, sample.record) for sample in samples)}
     for other, scorer in scoring.items():
         scorer.check([sample.record for sample in samples if can_score(other, sample.record)])

@@ -75,26 +75,26 @@ def instances(
 
 
 class Mask2Former:
-    """The detector of `scorers.detector_model`; `classes` are GenEval's names of what it knows."""
+    """The detector of `scorers.geneval.model`; `classes` are GenEval's names of what it knows."""
 
     def __init__(self, scorers: Scorers) -> None:
-        source, revision = scorers.detector_model, scorers.detector_revision
-        size, key = scorers.detector_size, "detector_model"
+        source, revision = scorers.geneval.model, scorers.geneval.revision
+        size, key = scorers.geneval.size, "geneval.model"
         model = load_model(transformers.Mask2FormerForUniversalSegmentation, source, revision, key)
         resized = {"size": {"shortest_edge": size, "longest_edge": int(size * _LONGEST)}}
         self._processor = load(transformers.Mask2FormerImageProcessorPil, source, revision, key, **resized)
         weights = digest(model)
         self._dtype, self._device, self._batch = (
-            PRECISIONS[scorers.detector_precision],
+            PRECISIONS[scorers.geneval.precision],
             resolve(scorers.device),
-            scorers.detector_batch,
+            scorers.geneval.batch,
         )
         self._model = model.to(self._device, self._dtype)
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self._labels = [RENAMED.get(name, name) for name in names]
         self.classes = frozenset(self._labels)
         self.fingerprint = (
-            f"mask2former {source}@{weights} size={size} {scorers.detector_precision} {self._device} "
+            f"mask2former {source}@{weights} size={size} {scorers.geneval.precision} {self._device} "
             f"transformers-{transformers.__version__} torch-{torch.__version__} pillow-{PIL.__version__}"
         )
 
@@ -121,6 +121,6 @@ class Mask2Former:
         seen = self._model(pixel_values=pixels.to(self._device, self._dtype))
         classes_BQC1, masks_BQhw = seen.class_queries_logits, seen.masks_queries_logits
         if not (classes_BQC1.isfinite().all() and masks_BQhw.isfinite().all()):
-            raise ScorerFailed("the detector's outputs are not finite; set scorers.detector_precision to float32")
+            raise ScorerFailed("the detector's outputs are not finite; set scorers.geneval.precision to float32")
         inputs = tuple(pixels.shape[-2:])
         return [instances(c, m, self._labels, inputs, size) for c, m in zip(classes_BQC1, masks_BQhw, strict=True)]

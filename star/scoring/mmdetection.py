@@ -34,27 +34,27 @@ def checkpoint_digest(checkpoint: Path) -> str:
     """The SHA-256 of GenEval's checkpoint. Raises InputError for any other file: it is a pickle, and opened by mmdet."""
     if not checkpoint.is_file():
         raise InputError(
-            f"scorers.detector_model: {checkpoint} is no file; for `detector: mmdet` give the .pth file that GenEval's "
+            f"scorers.geneval.model: {checkpoint} is no file; for `detector: mmdet` give the .pth file that GenEval's "
             f"evaluation/download_models.sh fetches"
         )
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     if not digest.startswith(_CHECKPOINT):
-        raise InputError(f"scorers.detector_model: {checkpoint} is not GenEval's checkpoint (SHA-256 {_CHECKPOINT}...)")
+        raise InputError(f"scorers.geneval.model: {checkpoint} is not GenEval's checkpoint (SHA-256 {_CHECKPOINT}...)")
     return digest
 
 
 class MMDetector:
-    """The detector of the checkpoint file `scorers.detector_model`; `classes` are GenEval's names of what it knows."""
+    """The detector of the checkpoint file `scorers.geneval.model`; `classes` are GenEval's names of what it knows."""
 
     def __init__(self, scorers: Scorers) -> None:
-        checkpoint = Path(scorers.detector_model)
+        checkpoint = Path(scorers.geneval.model)
         digest = checkpoint_digest(checkpoint)
         try:
             import mmdet
             from mmdet.apis import inference_detector, init_detector
         except ImportError as error:
             raise InputError(
-                f"scorers.detector: mmdet cannot be imported ({error}); run in the environment of envs/mmdet.yaml, "
+                f"scorers.geneval.detector: mmdet cannot be imported ({error}); run in the environment of envs/mmdet.yaml, "
                 "or take mask2former"
             ) from None
         from star.hub.weights import resolve

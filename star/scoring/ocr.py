@@ -66,15 +66,15 @@ def golden() -> np.ndarray:
 class OcrScorer:
     """`score` and `reward` are the similarity of the target with what the engine reads.
 
-    scorers.ocr_size in pixels: pictures are scaled to this height before they are read; RapidOCR's mode `line` stretches
+    scorers.ocr.size in pixels: pictures are scaled to this height before they are read; RapidOCR's mode `line` stretches
     them to this width at the 48 pixels height of its recogniser; None keeps size or proportions.
     Raises InputError when package or weights are missing, ScorerFailed when the golden picture is not read.
     """
 
     def __init__(self, scorers: Scorers) -> None:
-        mode, size, device = scorers.ocr_mode, scorers.ocr_size, scorers.device
-        if scorers.ocr_engine == "easyocr":
-            self._engine = engines.easyocr(mode, size, device, scorers.ocr_weights)
+        mode, size, device = scorers.ocr.mode, scorers.ocr.size, scorers.device
+        if scorers.ocr.engine == "easyocr":
+            self._engine = engines.easyocr(mode, size, device, scorers.ocr.weights)
         else:
             self._engine = engines.rapidocr(mode, size, device)
         self.fingerprint = f"ocr {self._engine.fingerprint}"

@@ -33,25 +33,25 @@ def _embedding(output: object) -> torch.Tensor:
 class PickScorer:
     """PickScore with the CLIP model, tokenizer and image processor that `scorers` names: folders or hub repositories.
 
-    The model runs in scorers.pickscore_dtype on scorers.device; cosines and scores are float32.
+    The model runs in scorers.pickscore.precision on scorers.device; cosines and scores are float32.
     Raises InputError when one of them cannot be loaded, or when tokenizer and model do not belong together, and ScorerFailed
     when the model is wrong on a golden picture.
     """
 
     def __init__(self, scorers: Scorers) -> None:
-        model, processor = scorers.pickscore_model, scorers.pickscore_processor
-        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore_dtype]
-        revision = scorers.pickscore_processor_revision
-        self._model = load_model(CLIPModel, model, scorers.pickscore_revision, "pickscore_model")
+        model, processor = scorers.pickscore.model, scorers.pickscore.processor
+        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore.precision]
+        revision = scorers.pickscore.processor_revision
+        self._model = load_model(CLIPModel, model, scorers.pickscore.revision, "pickscore.model")
         weights = digest(self._model)
         self._scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
-        self._tokenizer = load_tokenizer(processor, revision, "pickscore_processor", self._model)
-        self._images = load(CLIPImageProcessorPil, processor, revision, "pickscore_processor")
+        self._tokenizer = load_tokenizer(processor, revision, "pickscore.processor", self._model)
+        self._images = load(CLIPImageProcessorPil, processor, revision, "pickscore.processor")
         self._model.to(self._device, self._dtype)
         pinned = f"@{revision[:12]}" if is_repository(processor) else ""
         self.fingerprint = (
             f"pickscore {model}@{weights} processor={processor}{pinned} transformers-{transformers.__version__} "
-            f"torch-{torch.__version__} {self._device} {scorers.pickscore_dtype}"
+            f"torch-{torch.__version__} {self._device} {scorers.pickscore.precision}"
         )
         self._guard(golden.preferences(model))
 
@@ -94,7 +94,7 @@ class PickScorer:
         rows = [unique[prompt] for prompt in prompts]
         scores = self._scale * (texts_UD[rows] * images_BD).sum(-1)
         if not torch.isfinite(scores).all():
-            raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore_dtype: float32")
+            raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore.precision: float32")
         return [{"score": s, "reward": s / REWARD_DIVISOR} for s in scores.tolist()]
 
     @torch.inference_mode()

@@ -44,12 +44,12 @@ def can_score(task: str, record: Prompt) -> bool:
 
 
 def needed(config: "Config") -> set[str]:
-    """The scorers that a configuration runs: of its tasks and their rewards, and those that the collapse guards look with.
+    """The scorers that a configuration runs: of its rewards and reports, and those that the collapse guards look with.
 
     Every task's guards look with pickscore. Preference captions name objects in the miniature, and quote words elsewhere.
     """
-    scorers = {"pickscore", *config.tasks}.union(*(task.reward for task in config.tasks.values()))
-    if "pickscore" in config.tasks:
+    scorers = {"pickscore"}.union(*([*task.reward, *task.report] for task in config.tasks.values()))
+    if any(task.prompts.set in ("preference", "pickscore") for task in config.tasks.values()):
         scorers.add("geneval" if config.prompts.world == "miniature" else "ocr")
     return scorers
 

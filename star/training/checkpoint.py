@@ -5,7 +5,9 @@ epoch, and no generator. A checkpoint appears whole or not at all: it is written
 """
 
 import hashlib
+import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,9 +17,12 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import _collate_lora_metadata
 from safetensors.torch import load_file, save_file
 
+from star.config import RunSettings
+from star.config.key import training_key
 from star.errors import InputError
 from star.files import write_json
-from star.layout import ADAPTER_FILE, epoch_of
+from star.layout import ADAPTER_FILE, Run, epoch_of
+from star.models.sd3 import pick_precision
 from star.training.learner import Captured, Learner
 
 
@@ -47,8 +52,8 @@ def at_full_strength(weights: dict[str, torch.Tensor], metadata: dict) -> tuple[
     return folded, metadata | {"lora_alpha": metadata["r"]}
 
 
-def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest: str) -> None:
-    """Write the checkpoint `folder` of a captured learner atomically. `digest` names the settings it belongs to."""
+def save(folder: Path, learner: Learner, captured: Captured, epoch: int, key: str) -> None:
+    """Write the checkpoint `folder` of a captured learner atomically. `key` names the settings it belongs to."""
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     state = draft / "state"
@@ -68,7 +73,7 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, digest:
         "epoch": epoch,
         "optimizer_steps": captured.optimizer_steps,
         "scaler": captured.scaler,
-        "settings": digest,
+        "settings": key,
         "sha256": files,
     }
     write_json(state / "progress.json", progress)
@@ -95,36 +100,79 @@ def _intact(folder: Path) -> dict | None:
     """The progress of a checkpoint whose files are all there and unchanged, else None."""
     file = folder / "state" / "progress.json"
     try:
-        progress = json.loads(file.read_text())
+        progress = json.loads(file.read_text(encoding="utf-8"))
         files = [(folder / ("adapter" if n == ADAPTER_FILE else "state") / n, d) for n, d in progress["sha256"].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return progress if all(part.exists() and _sha256(part) == digest for part, digest in files) else None
 
 
-def newest(folder: Path, digest: str, epochs: int, start_over: bool) -> Path | None:
-    """The newest intact checkpoint of at most `epochs` epochs under `folder`, or None.
+def key_of(settings: RunSettings) -> str:
+    """The key of the settings; with precision `auto` also what that is here, in which the training must go on."""
+    chosen = f"-{str(pick_precision(settings.policy)).removeprefix('torch.')}" if settings.policy.precision == "auto" else ""
+    return training_key(settings) + chosen
 
-    A damaged checkpoint is passed over with a line on standard error. One that belongs to other settings or weights raises
-    InputError, or, to `start_over`, is removed with all the others.
+
+def newest(run: Run, key: str, epochs: int, start_over: bool) -> Path | None:
+    """The newest intact checkpoint of at most `epochs` epochs of a run, or None.
+
+    A damaged checkpoint is passed over with a line on standard error, and renamed: <name>.damaged. Checkpoints of another key
+    raise InputError, or, to `start_over`, are renamed together with what else is known of their training: checkpoints.<key>.
+    Checkpoints are never removed here.
     """
-    for checkpoint in _by_age(folder):
+    found, ours = None, False
+    for checkpoint in _by_age(run.checkpoints):
         if not (checkpoint / "state" / "progress.json").exists():  # pruned
             continue
         progress = _intact(checkpoint)
         if progress is None:
-            print(f"{checkpoint}: damaged, falling back to the one before", file=sys.stderr)
-        elif progress["settings"] != digest:
-            if not start_over:
-                raise InputError(f"{checkpoint}: made with other settings or weights; remove {folder} or give --start-over")
-            print(
-                f"{checkpoint}: made with other settings or weights; {folder} is removed, training begins anew", file=sys.stderr
-            )
-            shutil.rmtree(folder)
-            return None
+            aside = _free(checkpoint.with_name(f"{checkpoint.name}.damaged"))
+            checkpoint.rename(aside)
+            print(f"{checkpoint}: damaged, renamed to {aside.name}; falling back to the one before", file=sys.stderr)
+        elif progress["settings"] != key:
+            return _of_others(run, str(progress["settings"]), start_over)
         elif progress["epoch"] <= epochs:
-            return checkpoint
-    return None
+            found, ours = checkpoint, True
+            break
+        else:
+            ours = True
+    if not ours and (others := _nobodys(run.checkpoints)):
+        return _of_others(run, others, start_over)
+    return found
+
+
+def _nobodys(folder: Path) -> str | None:
+    """A name for checkpoints that no key is known of: those of earlier versions, or adapters alone; None where none is."""
+    for older in sorted(folder.glob("step*/state/progress.json")):
+        return str(json.loads(older.read_text(encoding="utf-8")).get("settings", "unknown"))
+    return "unknown" if _by_age(folder) or any(folder.glob("step*")) else None
+
+
+def _of_others(run: Run, key: str, start_over: bool) -> None:
+    """Set the checkpoints of another key aside, with metrics and settings of their training. Raises InputError as `newest`."""
+    aside = _free(run.folder / f"checkpoints.{re.sub('[^A-Za-z0-9-]', '-', key)}")
+    if not start_over:
+        raise InputError(
+            f"{run.checkpoints}: made with other settings or weights, or by an earlier version; give --start-over, which keeps "
+            f"them as {aside.name}, or name another folder"
+        )
+    run.checkpoints.rename(aside)
+    for file in (run.metrics, run.settings, run.environment):
+        if file.exists():
+            file.rename(aside / file.name)
+    print(
+        f"{run.checkpoints}: made with other settings or weights, or by an earlier version; kept as {aside}, and training "
+        "begins anew",
+        file=sys.stderr,
+    )
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number where it is taken."""
+    numbers = itertools.count(2)
+    while path.exists():
+        path = path.with_name(f"{path.name.partition('~')[0]}~{next(numbers)}")
+    return path
 
 
 def resume(checkpoint: Path | None, learner: Learner) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from star.config import Training
+from star.config import Optimizer, Training
 from star.errors import Diverged
 from star.models.sd3 import Generator
 
@@ -65,11 +65,11 @@ class Captured:
 class Learner:
     """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does."""
 
-    def __init__(self, policy: Generator, training: Training, seed: int) -> None:
-        self.policy = policy
+    def __init__(self, policy: Generator, optimizer: Optimizer, training: Training, seed: int) -> None:
+        self.policy, self.settings = policy, optimizer
         self.parameters = policy.add_adapter(seed)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+            self.parameters, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
         )
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
@@ -78,7 +78,7 @@ class Learner:
         """Add the gradient of a part of the loss."""
         self.scaler.scale(loss).backward()
 
-    def step(self, training: Training, epoch: int) -> tuple[float, float]:
+    def step(self, epoch: int) -> tuple[float, float]:
         """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm and the change's.
 
         With `update_norm` the weights change by exactly this norm, in the optimizer's direction.
@@ -90,7 +90,7 @@ class Learner:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
         finite = bool(norm.isfinite())
         if finite:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, training.max_grad_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         elif not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:
             named = self.policy.transformer.named_parameters()
             bad = next(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
@@ -101,7 +101,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if not finite:
             return 0.0, 0.0
-        changed = self._changed(before, training.update_norm)
+        changed = self._changed(before, self.settings.update_norm)
         self.ema.after_step()
         return norm.item(), changed
 

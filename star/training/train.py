@@ -20,7 +20,7 @@ from star.errors import Diverged, InputError, Preempted
 from star.files import write_json, write_text
 from star.flow.seeding import generator
 from star.layout import Run
-from star.models.sd3 import Encoded, Generator, origin
+from star.models.sd3 import Encoded, Generator
 from star.objectives.advantages import group_advantages
 from star.prompts.record import Prompt
 from star.runtime import environment
@@ -63,7 +63,7 @@ def make_maps(allocation: Allocation, rollouts: Rollouts, steps: range, seed: in
     if allocation.source == "none":
         return None
     noise = None
-    if allocation.source in ("random", "shuffled"):
+    if allocation.control in ("random", "shuffled"):
         shape = (len(rollouts.prompt_B), len(steps), *rollouts.raw_RTOhw.shape[-2:])
         noise = torch.randn(shape, generator=generator("random map", seed, epoch))[rollouts.row_R]
     return allocation_map(allocation, rollouts.raw_RTOhw, rollouts.region_Rhw, steps, noise)
@@ -121,20 +121,20 @@ def plan(settings: RunSettings, seed: int, records: list[Prompt]) -> None:
 def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, start_over: bool = False) -> None:
     """Train one method on one task into `out`, resuming from its newest checkpoint; in as many processes as were launched.
 
-    Checkpoints of other settings or weights raise InputError, or are removed to `start_over`. Raises InputError on settings
+    Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
     ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
     whole epoch.
     """
     processes = Processes()
     check(settings, records, processes.count)
-    digest = f"{settings.digest()}-{origin(settings.policy)}"
+    key = checkpoint.key_of(settings)
     training, run = settings.training, Run(out)
     checkpoints, metrics = run.checkpoints, run.metrics
-    found = processes.from_first(lambda: checkpoint.newest(checkpoints, digest, training.epochs, start_over))
+    found = processes.from_first(lambda: checkpoint.newest(run, key, training.epochs, start_over))
     allocation = settings.allocation if settings.allocation.source != "none" else None
     policy = Generator(settings.policy, allocation, settings.compute)
-    learner = Learner(policy, training, seed)
+    learner = Learner(policy, settings.optimizer, training, seed)
     done = checkpoint.resume(found, learner)
     if processes.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,8 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
 
     policy.shard(processes.count)
     empty = policy.empty_prompt()
-    published = published_epochs(training)
+    published, kept_states = published_epochs(settings), settings.checkpoints.keep_states
+    save_every = settings.checkpoints.save_every
     bar = tqdm(
         range(done + 1, training.epochs + 1),
         initial=done,
@@ -168,7 +169,7 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
             except Preempted as stop:
                 kept = run.checkpoint(epoch - 1)
                 if processes.rank == 0 and epoch > 1 and not kept.exists():
-                    checkpoint.save(kept, learner, before, epoch - 1, digest)
+                    checkpoint.save(kept, learner, before, epoch - 1, key)
                 processes.gather(None)  # a launcher kills all when one leaves
                 raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
             if processes.rank > 0:
@@ -178,9 +179,9 @@ def train(settings: RunSettings, seed: int, records: list[Prompt], out: Path, st
             bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
             if training.max_kl is not None and row["kl"] > training.max_kl:
                 raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {training.max_kl} (epoch {epoch})")
-            if epoch in published or (training.save_every and epoch % training.save_every == 0):
-                checkpoint.save(run.checkpoint(epoch), learner, learner.capture(), epoch, digest)
-                checkpoint.prune(checkpoints, training.keep_states, published)
+            if epoch in published or (save_every and epoch % save_every == 0):
+                checkpoint.save(run.checkpoint(epoch), learner, learner.capture(), epoch, key)
+                checkpoint.prune(checkpoints, kept_states, published)
     processes.close()
 
 
@@ -196,7 +197,7 @@ def train_epoch(
     first: bool,
 ) -> dict:
     """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl."""
-    rollout, training, allocation, policy = settings.rollout, settings.training, settings.allocation, learner.policy
+    rollout, allocation, policy = settings.rollout, settings.allocation, learner.policy
     record_maps = allocation.source != "none"
     processes.stop_if_asked()
     ids = draw_prompts(rollout.groups, len(records), seed, epoch)
@@ -209,13 +210,12 @@ def train_epoch(
         policy, rollout, schedule, chosen, ids, prompts, empty, pool, processes, seed, epoch, record_maps, true_region
     )
     began = time.perf_counter()
-    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, training.advantage_clip)
+    advantage_B = group_advantages(rollouts.reward_B, rollouts.prompt_B, settings.objective.advantage_clip)
     map_RTHW = make_maps(allocation, rollouts, steps, seed, epoch)
     mapped = time.perf_counter()
     row = update_policy(
         learner,
-        training,
-        allocation.objective,
+        settings.objective,
         schedule,
         steps,
         rollouts,
@@ -226,6 +226,7 @@ def train_epoch(
         empty,
         processes,
         batch=rollout.batch,
+        updates_per_epoch=settings.training.updates_per_epoch,
         seed=seed,
         epoch=epoch,
         expect_ratio_one=first,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from star.config import Training
+from star.config import FlowGrpo
 from star.errors import Diverged
 from star.flow.schedule import Schedule, log_prob, reference_kl, step_mean
 from star.flow.seeding import generator
@@ -70,8 +70,7 @@ def fetch(
 
 def update_policy(
     learner: Learner,
-    training: Training,
-    objective: str,
+    objective: FlowGrpo,
     schedule: Schedule,
     steps: range,
     rollouts: Rollouts,
@@ -83,6 +82,7 @@ def update_policy(
     processes: Processes,
     *,
     batch: int,
+    updates_per_epoch: int,
     seed: int,
     epoch: int,
     expect_ratio_one: bool,
@@ -98,11 +98,11 @@ def update_policy(
     when asked to stop.
     """
     policy, device = learner.policy, learner.policy.device
-    clip_range = training.location_clip_range if objective == "per_location" else training.clip_range
+    clip_range = objective.location_clip_range if objective.form == "per_location" else objective.clip_range
     # a GPU may round a row by its place in the batch: some 3e-6 if bfloat16 rounded every velocity differently (estimate)
     allowed = max(clip_range / 10, 1e-5) if device.type == "cuda" else 0.0
     kept = np.flatnonzero(advantage_B)
-    updates = [deal(b, processes.count) for b in micro_batches(kept, batch, training.updates_per_epoch, seed, epoch)]
+    updates = [deal(b, processes.count) for b in micro_batches(kept, batch, updates_per_epoch, seed, epoch)]
     if not updates:  # every group's rewards are equal: nothing to learn from
         at_one = dict.fromkeys(("ratio_mean", "ratio_min", "ratio_max"), 1.0)
         nothing = (
@@ -134,13 +134,13 @@ def update_policy(
                 mean = step_mean(schedule, t, x, v)
                 new_MHW = log_prob(schedule, t, x_next, mean)
                 old_MHW = rollouts.log_prob_RTHW[place_M, s].to(device)
-                if objective == "per_location":
+                if objective.form == "per_location":
                     loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, clip_range)
                 else:
                     new_M, old_M = allocate(new_MHW, map_MHW), allocate(old_MHW, map_MHW)
                     loss_M, ratio = clipped_loss(advantage_M, new_M, old_M, clip_range)
                 kl_M = None
-                if training.kl_beta > 0:
+                if objective.kl_weight > 0:
                     with torch.no_grad(), policy.reference():
                         reference = step_mean(schedule, t, x, policy.velocity(x, sigma, prompt, empty))
                     kl_M = reference_kl(schedule, t, mean, reference)
@@ -151,7 +151,7 @@ def update_policy(
                     raise RuntimeError(f"ratio off 1 by {deviation:.1e} before the first update (epoch {epoch}, step {t})")
                 policy_loss = (loss_M * weight_M).sum()
                 kl = 0.0 if kl_M is None else (kl_M * weight_M).sum()
-                loss = policy_loss + training.kl_beta * kl
+                loss = policy_loss + objective.kl_weight * kl
                 learner.backward(loss)
                 if count == 0:
                     continue
@@ -166,7 +166,7 @@ def update_policy(
                 seen["approximate_kl"].append((counted - 1 - counted.log()).mean().item())
                 seen["clip_fraction"].append(((counted - 1).abs() > clip_range).float().mean().item())
         processes.add_gradients(learner.parameters)
-        grad_norm, update_norm = learner.step(training, epoch)
+        grad_norm, update_norm = learner.step(epoch)
         seen["grad_norm"].append(grad_norm)
         seen["update_norm"].append(update_norm)
     everyones = processes.gather(dict(seen))  # the first process always has a micro-batch that counts, others may have none

@@ -97,7 +97,7 @@ def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
     assert first == 'a [red|attribute] [ring|object] and a sign that says "[KAT|text]"'
     assert [line.split()[0] for line in encoders] == ["clip-l", "clip-g", "t5"]
     assert encoders[0].split(None, 1)[1] == "red = 2:red</w>; ring = 3:ring</w>; KAT = 10:k 11:a 12:t</w>"
-    assert cli.main(["prompts", "--task", "ocr", "--split", "test"]) == 2
+    assert cli.main(["prompts", "--task", "letters", "--split", "test"]) == 2
     assert "--out: say which, or use --show-core FILE" in capsys.readouterr().err
 
 

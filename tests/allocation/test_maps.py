@@ -136,13 +136,13 @@ def test_sources_of_maps() -> None:
     assert of().shape == (3, 2, 16, 16) and torch.equal(of()[..., ::2, ::2], of()[..., 1::2, 1::2])
     assert torch.equal(of(source="uniform"), torch.ones(3, 2, 16, 16))
     torch.testing.assert_close(of(source="oracle")[0, 0, ::2, ::2], region[0] * 64 / 9)
-    assert torch.equal(of(inverse=True).flatten(-2).argmin(-1), of().flatten(-2).argmax(-1))
+    assert torch.equal(of(control="inverse").flatten(-2).argmin(-1), of().flatten(-2).argmax(-1))
     assert torch.equal(of(steps=1)[:, 0], of(steps=1)[:, 1])  # the mean over all five steps, not over the trained two
     torch.testing.assert_close(of(steps=1)[:, 0, ::2, ::2], (raw.mean((1, 2)) / raw.mean((1, 2)).mean((-1, -2), keepdim=True)))
     for control in ("random", "shuffled"):
-        weights = of(source=control)[..., ::2, ::2].flatten(-2)
+        weights = of(control=control)[..., ::2, ::2].flatten(-2)
         assert torch.equal(weights.sort(-1).values, of()[..., ::2, ::2].flatten(-2).sort(-1).values)
-        assert not torch.equal(of(source=control), of())
+        assert not torch.equal(of(control=control), of())
 
 
 def test_diagnostics_in_closed_form() -> None:

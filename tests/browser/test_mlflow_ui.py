@@ -27,7 +27,7 @@ from star.analysis.results import methods  # noqa: E402
 from star.config import load  # noqa: E402
 
 METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
-TASKS = "{ocr: {reward: {ocr: 1.0}}}"
+TASKS = "{letters: {prompts: letters, reward: {ocr: 1.0}}}"
 SCREENSHOTS = ROOT / "results/screenshots"
 
 
@@ -63,16 +63,16 @@ def _free_port() -> int:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     folder = tmp_path_factory.mktemp("ui")
     config = load(
-        ROOT / "config/evidence-miniature.yaml",
+        ROOT / "config/experiments/evidence-miniature.yaml",
         [f"results={folder}", "seeds=[0, 1]", f"tasks={TASKS}", f"methods={METHODS}"],
     )
     synthetic.fill(config, {"star": 0.3}, images=1)
     runs = {}
-    for method in methods(config, "ocr"):
+    for method in methods(config, "letters"):
         for seed in config.seeds:
-            run = layout.run(config, "ocr", method, seed)
-            run.adapter(layout.epochs(config, "ocr", method)[-1]).mkdir(parents=True)
-            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "ocr", method, seed, run.folder)
+            run = layout.run(config, "letters", method, seed)
+            run.adapter(layout.epochs(config, "letters", method)[-1]).mkdir(parents=True)
+            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "letters", method, seed, run.folder)
     port = _free_port()
     mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--host", "127.0.0.1", "--port", str(port)]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
@@ -88,7 +88,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
                 assert server.poll() is None, (folder / "ui.log").read_text()
                 time.sleep(1)
         with tracking._client(config) as client:
-            experiment = client.get_experiment_by_name("evidence-miniature-ocr").experiment_id
+            experiment = client.get_experiment_by_name("evidence-miniature-letters").experiment_id
         yield Pages(url, experiment, runs, folder / "chromium")
     finally:
         server.terminate()
@@ -99,12 +99,12 @@ def test_the_experiment_page_lists_the_runs_and_says_what_they_are(pages: Pages)
     text = pages.read(f"experiments/{pages.experiment}/runs", "experiment")
     for run in pages.runs:
         assert run in text
-    assert "evidence-miniature-ocr" in text
+    assert "evidence-miniature-letters" in text
 
 
 def test_the_charts_are_named_by_what_they_show(pages: Pages):
     text = pages.read(f"experiments/{pages.experiment}/runs?compareRunsMode=CHART", "charts")
-    for metric in ("test/ocr", "guard/diversity", "reward_mean", "kl"):
+    for metric in ("test/letters", "guard/diversity", "reward_mean", "kl"):
         assert metric in text
 
 
@@ -112,12 +112,14 @@ def test_the_compare_page_sets_methods_side_by_side(pages: Pages):
     chosen = [pages.runs["flow_grpo-seed0"], pages.runs["star-seed0"]]
     page = f"compare-runs?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([pages.experiment]))}"
     text = pages.read(page, "compare")
-    for words in ("flow_grpo-seed0", "star-seed0", "allocation.source", "attention", "test/ocr", "configuration", "method"):
+    for words in ("flow_grpo-seed0", "star-seed0", "allocation.source", "attention", "test/letters", "configuration", "method"):
         assert words in text
 
 
 def test_a_run_says_what_it_is(pages: Pages):
     text = pages.read(f"experiments/{pages.experiment}/runs/{pages.runs['star-seed0']}", "run")
-    assert "star on ocr, seed 0, of the configuration evidence-miniature" in text and "allocation.source = attention" in text
+    assert (
+        "star on letters, seed 0, of the configuration evidence-miniature" in text and "allocation.source = attention" in text
+    )
     for tag in ("task", "method", "seed", "configuration"):
         assert tag in text

@@ -15,7 +15,7 @@ from hub_server import COMMIT, Hub
 from huggingface_hub import constants
 
 from star import cli
-from star.config import Config, Policy, load
+from star.config import Config, PolicySettings, load
 from star.doctor import machine, packages
 from star.doctor.examine import examine
 from star.doctor.weights import lacks
@@ -29,12 +29,13 @@ HERE = [  # the paper's configuration with what this machine has
     "policy.model=some/pipeline",
     f"policy.revision={COMMIT}",
     "policy.device=auto",
-    "scorers.ocr_engine=rapidocr",
+    "scorers.ocr.engine=rapidocr",
     "prompts.ocr=generated",
-    "tasks={geneval: {reward: {geneval: 0.8, ocr: 0.2}}}",
-    *(f"scorers.{model}_model=some/clip" for model in ("detector", "color", "pickscore")),
-    "scorers.pickscore_processor=some/clip",
-    *(f"scorers.{model}_revision={COMMIT}" for model in ("detector", "color", "pickscore", "pickscore_processor")),
+    "tasks={geneval: {prompts: geneval, reward: {geneval: 0.8, ocr: 0.2}}}",
+    *(f"scorers.{model}=some/clip" for model in ("geneval.model", "geneval.color_model", "pickscore.model")),
+    "scorers.pickscore.processor=some/clip",
+    *(f"scorers.geneval.{key}={COMMIT}" for key in ("revision", "color_revision")),
+    *(f"scorers.pickscore.{key}={COMMIT}" for key in ("revision", "processor_revision")),
 ]
 
 
@@ -77,9 +78,9 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_miniature_has_everything_and_no_hub_is_asked(hub_server: Hub, capsys: pytest.CaptureFixture) -> None:
     code, lines = _lines(_config(file="miniature"), capsys)
     assert code == 0 and all(line.startswith("ok   ") for line in lines) and hub_server.asked == []
-    keys = ("policy.model", "scorers.pickscore_model", "scorers.pickscore_processor", "scorers.ocr_engine: rapidocr", "MLflow")
+    keys = ("policy.model", "scorers.pickscore.model", "scorers.pickscore.processor", "scorers.ocr.engine: rapidocr", "MLflow")
     assert all(_about(lines, key) for key in keys)
-    assert not any("detector_model" in line or "color_model" in line or "prompts" in line for line in lines)
+    assert not any("scorers.geneval" in line or "prompts" in line for line in lines)
 
 
 def test_a_whole_cache_is_found_at_its_commit_and_no_hub_is_asked(
@@ -91,13 +92,13 @@ def test_a_whole_cache_is_found_at_its_commit_and_no_hub_is_asked(
     assert _about(lines, "policy.model").startswith(
         f"ok   policy.model: some/pipeline at {COMMIT[:12]} in the hub cache {pipeline}"
     )
-    for key in ("detector_model", "color_model", "pickscore_model", "pickscore_processor"):
+    for key in ("geneval.model", "geneval.color_model", "pickscore.model", "pickscore.processor"):
         assert str(clip) in _about(lines, f"scorers.{key}")
     size = sum(file.stat().st_size for file in hub_server.folders["some/clip"].rglob("*") if file.is_file()) / 1e6
-    assert _about(lines, "scorers.color_model").endswith(f", {size:.1f} MB")
-    code, lines = _lines(_config(f"scorers.color_revision={'ab' * 20}"), capsys)
-    assert code == 1 and _about(lines, "scorers.color_model").startswith(
-        "FAIL scorers.color_model: some/clip at abababababab is not"
+    assert _about(lines, "scorers.geneval.color_model").endswith(f", {size:.1f} MB")
+    code, lines = _lines(_config(f"scorers.geneval.color_revision={'ab' * 20}"), capsys)
+    assert code == 1 and _about(lines, "scorers.geneval.color_model").startswith(
+        "FAIL scorers.geneval.color_model: some/clip at abababababab is not"
     )
 
 
@@ -109,8 +110,8 @@ def test_a_broken_download_is_noticed(hub_server: Hub, hub_cache: Path, capsys: 
     remedy = f": `hf download some/pipeline --revision {COMMIT}`"
     assert code == 1
     assert _about(lines, "policy.model").endswith(f"lacks vae/diffusion_pytorch_model.safetensors{remedy}")
-    assert "lacks tokenizer.json" in _about(lines, "scorers.color_model")
-    assert _about(lines, "scorers.pickscore_model").startswith("ok")
+    assert "lacks tokenizer.json" in _about(lines, "scorers.geneval.color_model")
+    assert _about(lines, "scorers.pickscore.model").startswith("ok")
     assert _about(lines, "hub: some/clip") == "ok   hub: some/clip can be downloaded"
 
 
@@ -134,9 +135,9 @@ def test_the_licence_gate(
 
 
 def test_a_repository_without_a_commit_is_told_todays(hub_server: Hub, capsys: pytest.CaptureFixture) -> None:
-    code, lines = _lines(_config("scorers.detector_revision=null", "scorers.color_model=no/such"), capsys)
+    code, lines = _lines(_config("scorers.geneval.revision=null", "scorers.geneval.color_model=no/such"), capsys)
     assert code == 1
-    pin = _about(lines, "scorers.detector_revision")
+    pin = _about(lines, "scorers.geneval.revision")
     assert "pin the commit of some/clip" in pin and "`hf models info some/clip --expand sha`" in pin
     assert _about(lines, "hub: today's commit") == f"ok   hub: today's commit of some/clip is {COMMIT}"
     assert _about(lines, "hub: no/such").startswith("FAIL hub: no/such is not on the hub, or private")
@@ -188,7 +189,7 @@ def test_what_lacks_is_what_cannot_be_loaded(gone: str, random_base: Path, tmp_p
     path = folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     try:
-        load_pipeline(Policy(model=str(folder), resolution=64, guidance=1.0))
+        load_pipeline(PolicySettings(model=str(folder), resolution=64, guidance=1.0))
         loads = True
     except (InputError, TypeError):  # a scheduler without its configuration
         loads = False
@@ -208,11 +209,15 @@ def test_weights_in_shards(random_base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "tasks", "expected"),
     [
-        ("miniature", "{ocr: {reward: {ocr: 1}}}", {"ocr", "pickscore"}),
-        ("miniature", "{pickscore: {reward: {pickscore: 1}}}", {"geneval", "pickscore"}),
-        ("sd35-medium", "{pickscore: {reward: {pickscore: 1}}}", {"ocr", "pickscore"}),
-        ("sd35-medium", "{geneval: {reward: {pickscore: 1}}}", {"geneval", "pickscore"}),
-        ("sd35-medium", "{geneval: {reward: {ocr: 1}}}", {"geneval", "ocr", "pickscore"}),
+        ("miniature", "{it: {prompts: letters, reward: {ocr: 1}}}", {"ocr", "pickscore"}),
+        ("miniature", "{it: {prompts: preference, reward: {pickscore: 1}}}", {"geneval", "pickscore"}),
+        ("sd35-medium", "{it: {prompts: pickscore, reward: {pickscore: 1}}}", {"ocr", "pickscore"}),
+        ("sd35-medium", "{it: {prompts: geneval, reward: {pickscore: 1}, report: [geneval]}}", {"geneval", "pickscore"}),
+        (
+            "sd35-medium",
+            "{it: {prompts: geneval, reward: {ocr: 1}, report: [pickscore, geneval]}}",
+            {"geneval", "ocr", "pickscore"},
+        ),
     ],
 )
 def test_the_scorers_of_a_configuration(file: str, tasks: str, expected: set) -> None:
@@ -233,7 +238,7 @@ def test_packages_are_those_of_pyproject(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(packages.metadata, "version", version)
     monkeypatch.setattr(packages.metadata, "requires", uninstalled)
-    config = _config("scorers.ocr_engine=easyocr")
+    config = _config("scorers.ocr.engine=easyocr")
     found = list(packages.check(config))
     wrong = [line for fine, line in found if not fine]
     assert wrong[:2] == [
@@ -252,7 +257,10 @@ def test_published_prompts_are_found_and_verified(
     monkeypatch.setattr(published, "CACHE", tmp_path / "cache")
     good = {name: f"a caption of {name}\n".encode() for name in published.BLOBS}
     monkeypatch.setattr(published, "BLOBS", {name: published.blob_hash(data) for name, data in good.items()})
-    settings = ("prompts.ocr=published", "tasks={ocr: {reward: {ocr: 1}}, pickscore: {reward: {pickscore: 1}}}")
+    settings = (
+        "prompts.ocr=published",
+        "tasks={ocr: {prompts: ocr, reward: {ocr: 1}}, pickscore: {prompts: pickscore, reward: {pickscore: 1}}}",
+    )
     for name, data in good.items():
         for place in ("cache", "mirror"):
             (tmp_path / place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -328,11 +336,11 @@ def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0] == (True, "GPU H100: 30 of 80 GiB free")
     assert found[1] == (False, "compute.processes: 4 on a machine, 2 GPUs here; lower it")
     assert found[2] == (False, "policy.precision: bfloat16, but this GPU lacks it; use float16")
-    config = _config("policy.device=cpu", "scorers.device=cuda", "scorers.pickscore_dtype=bfloat16")
+    config = _config("policy.device=cpu", "scorers.device=cuda", "scorers.pickscore.precision=bfloat16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": True})
     assert list(machine._gpu(config))[1:3] == [
         (True, "policy.precision: bfloat16, which the processor has"),
-        (False, "scorers.pickscore_dtype: bfloat16, but this GPU lacks it; use float16"),
+        (False, "scorers.pickscore.precision: bfloat16, but this GPU lacks it; use float16"),
     ]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert list(machine._gpu(config))[1] == (
@@ -345,15 +353,15 @@ def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_checkpoint_of_mmdet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(b"other")
-    _, lines = _lines(_config("scorers.detector=mmdet", f"scorers.detector_model={other}"), capsys)
-    assert "is not GenEval's checkpoint" in _about(lines, "scorers.detector_model")
+    _, lines = _lines(_config("scorers.geneval.detector=mmdet", f"scorers.geneval.model={other}"), capsys)
+    assert "is not GenEval's checkpoint" in _about(lines, "scorers.geneval.model")
     assert "envs/mmdet.yaml" in _about(lines, "package mmdet is missing")
 
 
 def test_folders_that_are_missing_or_incomplete(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    settings = [f"--set=policy.model={tmp_path}", "--set=scorers.pickscore_model=no/such/folder"]
+    settings = [f"--set=policy.model={tmp_path}", "--set=scorers.pickscore.model=no/such/folder"]
     assert cli.main(["doctor", *settings]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert len(failed) == 2
     assert f"policy.model: {tmp_path} lacks model_index.json: name a whole one" in failed[0]
-    assert "scorers.pickscore_model: no folder no/such/folder" in failed[1]
+    assert "scorers.pickscore.model: no folder no/such/folder" in failed[1]

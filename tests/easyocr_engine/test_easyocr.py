@@ -11,8 +11,8 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from records import asked
+from scorer_settings import scorers
 
-from star.config import Scorers
 from star.errors import InputError
 from star.scoring.engines import reading_order
 from star.scoring.scorer import make_scorer
@@ -26,7 +26,7 @@ WORDS += ("Quiet Please", "Exit", "Coffee", "No Parking", "Book Fair", "Welcome"
 
 
 def _scorer(**settings: object) -> object:
-    return make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(WEIGHTS), device="cpu", **settings))
+    return make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(WEIGHTS), device="cpu", **settings))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_spoilt_weights_are_bad_input(tmp_path: Path) -> None:
     for name in FILES:
         shutil.copy(WEIGHTS / name, tmp_path)
     (tmp_path / "english_g2.pth").write_bytes(b"spoilt")
-    with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*MD5 mismatch"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(tmp_path), device="cpu"))
+    with pytest.raises(InputError, match=r"scorers\.ocr\.weights: .*MD5 mismatch"):
+        make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(tmp_path), device="cpu"))
 
 
 def test_the_doctor_finds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,12 +107,12 @@ def test_the_doctor_finds_its_weights(tmp_path: Path, monkeypatch: pytest.Monkey
 
     from star.doctor.weights import _easyocr
 
-    (found,) = _easyocr(Scorers(ocr_weights=str(WEIGHTS)))
-    assert found == (True, f"scorers.ocr_engine: easyocr, weights in {WEIGHTS}")
-    ((fine, line),) = _easyocr(Scorers(ocr_weights=str(tmp_path)))
-    assert not fine and all(str(tmp_path / name) in line for name in FILES) and "scorers.ocr_weights" in line
+    (found,) = _easyocr(scorers(ocr_weights=str(WEIGHTS)))
+    assert found == (True, f"scorers.ocr.engine: easyocr, weights in {WEIGHTS}")
+    ((fine, line),) = _easyocr(scorers(ocr_weights=str(tmp_path)))
+    assert not fine and all(str(tmp_path / name) in line for name in FILES) and "scorers.ocr.weights" in line
     monkeypatch.setattr(easyocr.config, "MODULE_PATH", str(tmp_path / "own"))
-    ((fine, line),) = _easyocr(Scorers())
+    ((fine, line),) = _easyocr(scorers())
     assert not fine and str(tmp_path / "own/model" / FILES[0]) in line and "score once with a network" in line
 
 
@@ -123,12 +123,12 @@ def test_without_network_and_weights_it_says_so_and_asks_once(tmp_path: Path, mo
     with socket.create_server(("127.0.0.1", 0)) as listening:
         closed = f"http://127.0.0.1:{listening.getsockname()[1]}/weights.zip"
     monkeypatch.setitem(easyocr.config.detection_models["craft"], "url", closed)
-    with pytest.raises(InputError, match=r"scorers\.ocr_weights: EasyOCR has not got its weights .*refused"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr", device="cpu"))
+    with pytest.raises(InputError, match=r"scorers\.ocr\.weights: EasyOCR has not got its weights .*refused"):
+        make_scorer("ocr", scorers(ocr_engine="easyocr", device="cpu"))
 
 
 def test_pickscore_lives_beside_it(pages: object) -> None:
     folder = "resources/miniature/pickscore"
-    scorer = make_scorer("pickscore", Scorers(pickscore_model=folder, pickscore_processor=folder, device="cpu"))
+    scorer = make_scorer("pickscore", scorers(pickscore_model=folder, pickscore_processor=folder, device="cpu"))
     (scored,) = scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
     assert np.isfinite(scored["score"])

@@ -53,14 +53,10 @@ class Machine:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.environment = os.environ | {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
-        config = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
-        config["policy"] |= {"model": "acme/base", "revision": COMMIT}
-        config["scorers"] |= {
-            "pickscore_model": "acme/score",
-            "pickscore_revision": COMMIT,
-            "pickscore_processor": "acme/score",
-            "pickscore_processor_revision": COMMIT,
-        }
+        config = {"extends": str(ROOT / "config/miniature-quick.yaml")}
+        config["policy"] = {"model": "acme/base", "revision": COMMIT}
+        repository = {"model": "acme/score", "revision": COMMIT}
+        config["scorers"] = {"pickscore": repository | {"processor": "acme/score", "processor_revision": COMMIT}}
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
 
@@ -96,7 +92,7 @@ def test_what_was_fetched_loads_without_a_network_and_nothing_else_was_fetched(h
     done = machine.fetch()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    keys = ["policy.model", "scorers.pickscore_model", "scorers.pickscore_processor"]
+    keys = ["policy.model", "scorers.pickscore.model", "scorers.pickscore.processor"]
     assert [line.split(":")[0] for line in lines] == keys and f"acme/base@{COMMIT}" in lines[0]
     cached = [f for f in (tmp_path / "cache/hub").rglob("snapshots/**/*") if f.is_file()]
     assert len(cached) > 10 and not any(f.read_bytes() == DECOY for f in cached)
@@ -125,8 +121,8 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path) -> None:
         (f"policy.model={GATED}",): f"acme/gated is gated; accept its licence at {hub.url}/acme/gated, and with",
         ("policy.model=acme/nothing",): "acme/nothing is not on the hub, or private; correct the name",
         ("policy.revision=null",): "policy.revision: pin the commit of acme/base (40 hex digits)",
-        (*LOCAL_BASE, f"scorers.pickscore_revision={'f' * 40}"): "acme/score has no commit ffff",
-        (*LOCAL_BASE, "scorers.pickscore_model=acme/pickle"): "acme/pickle has no safetensors weights",
+        (*LOCAL_BASE, f"scorers.pickscore.revision={'f' * 40}"): "acme/score has no commit ffff",
+        (*LOCAL_BASE, "scorers.pickscore.model=acme/pickle"): "acme/pickle has no safetensors weights",
     }
     machine = Machine(tmp_path, hub.url)
     done = machine.python("-c", SEVERAL, str(machine.config), json.dumps(list(told)))
@@ -151,11 +147,11 @@ def test_a_configuration_on_this_disk_needs_nothing_and_the_paper_s_needs_these(
 
 
 def test_prompt_files_of_a_mirror_are_checked_before_anything_is_fetched(tmp_path: Path) -> None:
-    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.detector_revision={COMMIT}"])
+    config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.geneval.revision={COMMIT}"])
     with pytest.raises(InputError, match=re.escape("dataset/ocr/train.txt")):
         next(fetch.fetch(config))
 
 
 def test_an_unpinned_repository_is_refused_before_anything_is_fetched() -> None:
-    with pytest.raises(InputError, match=r"scorers\.detector_revision: pin the commit of facebook/mask2former"):
+    with pytest.raises(InputError, match=r"scorers\.geneval\.revision: pin the commit of facebook/mask2former"):
         next(fetch.fetch(load(ROOT / "config/sd35-medium.yaml")))

@@ -10,9 +10,10 @@ from hub_server import COMMIT, Hub, point_to
 from huggingface_hub import constants, snapshot_download
 from PIL import Image
 from records import asked
+from scorer_settings import scorers
 
 from star import cli
-from star.config import Policy, Scorers
+from star.config import PolicySettings, Scorers
 from star.errors import InputError
 from star.hub import check as hub
 from star.models.sd3 import load_pipeline
@@ -22,13 +23,13 @@ PICKSCORE = Path("resources/miniature/pickscore")
 ABSENT = "0" * 40
 
 
-def _scorers(revision: str | None = COMMIT) -> Scorers:
-    names = {"pickscore_model": "some/clip", "pickscore_processor": "some/clip", "device": "cpu"}
-    return Scorers(**names, pickscore_revision=revision, pickscore_processor_revision=revision)
+def _scorers(revision: str | None = COMMIT, **changes: str) -> Scorers:
+    names = {"pickscore_model": "some/clip", "pickscore_processor": "some/clip", "device": "cpu"} | changes
+    return scorers(**names, pickscore_revision=revision, pickscore_processor_revision=revision)
 
 
-def _policy(revision: str | None = COMMIT) -> Policy:
-    return Policy(model="some/pipeline", revision=revision, resolution=64, guidance=1.0, device="cpu")
+def _policy(revision: str | None = COMMIT) -> PolicySettings:
+    return PolicySettings(model="some/pipeline", revision=revision, resolution=64, guidance=1.0, device="cpu")
 
 
 def _golden_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_scorers_come_from_the_hub_once_and_then_from_the_cache(hub_server: Hub,
     hub_server.asked.clear()
     cached = make_scorer("pickscore", _scorers())
     assert hub_server.asked == []
-    local = make_scorer("pickscore", Scorers(pickscore_model=str(PICKSCORE), pickscore_processor=str(PICKSCORE), device="cpu"))
+    local = make_scorer("pickscore", scorers(pickscore_model=str(PICKSCORE), pickscore_processor=str(PICKSCORE), device="cpu"))
     assert fetched([image], [record]) == cached([image], [record]) == local([image], [record])
     assert fetched.fingerprint == cached.fingerprint and f"processor=some/clip@{COMMIT[:12]}" in cached.fingerprint
 
@@ -69,7 +70,7 @@ def test_the_pipeline_comes_from_the_hub_once_and_then_from_the_cache(
     hub_server.asked.clear()
     cached = load_pipeline(_policy())
     assert hub_server.asked == []
-    local = load_pipeline(Policy(model=str(random_base), resolution=64, guidance=1.0))
+    local = load_pipeline(PolicySettings(model=str(random_base), resolution=64, guidance=1.0))
     pairs = zip(cached.transformer.parameters(), local.transformer.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     (weights,) = hub_cache.glob("models--some--pipeline/snapshots/*/vae/diffusion_pytorch_model.safetensors")
@@ -85,7 +86,7 @@ def test_a_pipeline_without_tokenizer_is_refused(random_base: Path, tmp_path: Pa
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.hardlink_to(file)
     with pytest.raises(InputError, match=r"policy\.model: .*/base lacks a tokenizer"):
-        load_pipeline(Policy(model=str(tmp_path / "base"), resolution=64, guidance=1.0))
+        load_pipeline(PolicySettings(model=str(tmp_path / "base"), resolution=64, guidance=1.0))
 
 
 @pytest.mark.parametrize("token", [None, "refused", "granted"])
@@ -113,20 +114,20 @@ def test_the_licence_gate(token: str | None, hub_server: Hub, monkeypatch: pytes
         (
             "some/clip",
             None,
-            r"scorers\.pickscore_revision: pin the commit of some/clip \(40 hex digits\).*`hf models info some/clip",
+            r"scorers\.pickscore\.revision: pin the commit of some/clip \(40 hex digits\).*`hf models info some/clip",
         ),
         ("some/clip", "main", "pin the commit of some/clip"),
     ],
 )
 def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_server: Hub) -> None:
     with pytest.raises(InputError, match=says):
-        make_scorer("pickscore", _scorers(revision).model_copy(update={"pickscore_model": name}))
+        make_scorer("pickscore", _scorers(revision, pickscore_model=name))
     assert len(hub_server.asked) == (revision not in (None, "main"))
 
 
 def test_detector_and_colors_are_pinned_too(hub_server: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.detector_revision: pin the commit of facebook/mask2former-swin-small-coco"):
-        make_scorer("geneval", Scorers())
+    with pytest.raises(InputError, match=r"scorers\.geneval\.revision: pin the commit of facebook/mask2former-swin-small-coco"):
+        make_scorer("geneval", scorers())
     assert hub_server.asked == []
 
 
@@ -141,15 +142,15 @@ def test_a_hub_that_says_nothing_is_asked_once(silent_hub: list, capsys: pytest.
         load_pipeline(_policy())
     assert len(silent_hub) == 1
     with pytest.raises(
-        InputError, match=r"scorers\.pickscore_model: some/clip is not whole .*`hf download some/clip --revision"
+        InputError, match=r"scorers\.pickscore\.model: some/clip is not whole .*`hf download some/clip --revision"
     ):
         make_scorer("pickscore", _scorers())
     assert len(silent_hub) == 2
     pictures = ["--images", str(PICKSCORE / "golden"), "--prompts", str(PICKSCORE / "golden/captions.jsonl"), "--out", "x"]
-    settings = ("pickscore_model=some/clip", f"pickscore_revision={COMMIT}")
+    settings = ("pickscore.model=some/clip", f"pickscore.revision={COMMIT}")
     assert cli.main(["score", "--task", "pickscore", *pictures, *(f"--set=scorers.{s}" for s in settings)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("star score: scorers.pickscore_model: some/clip is not whole") and len(silent_hub) == 3
+    assert error.startswith("star score: scorers.pickscore.model: some/clip is not whole") and len(silent_hub) == 3
 
 
 def test_a_closed_port_and_offline_mode_say_so(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

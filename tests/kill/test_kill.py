@@ -15,7 +15,7 @@ from trainings import SMALL, metrics, numbers
 from star import config as configuration
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = [*SMALL, "training.epochs=12", "training.checkpoint_every=6", "training.save_every=1", "training.ema_every=1"]
+SETTINGS = [*SMALL, "training.epochs=12", "checkpoints.every=6", "checkpoints.save_every=1", "training.ema_every=1"]
 SETTINGS += ["scorers.workers=1"]
 
 
@@ -23,7 +23,7 @@ def _command(folder: Path, base: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     config = configuration.load(ROOT / "config/miniature.yaml", [*SETTINGS, f"policy.model={base}"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    train = [sys.executable, "-m", "star.cli", "train", "--config", str(folder / "config.yaml"), "--task", "pickscore"]
+    train = [sys.executable, "-m", "star.cli", "train", "--config", str(folder / "config.yaml"), "--task", "preference"]
     return [*train, "--method", "star", "--out", str(folder / "run")]
 
 

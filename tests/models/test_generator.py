@@ -8,13 +8,13 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from records import asked
 
-from star.config import Allocation, Lora, Policy, Training
+from star.config import Allocation, Lora, Optimizer, PolicySettings, Training, load, run_settings
 from star.errors import InputError
 from star.flow.schedule import make_schedule
 from star.hub import weights
-from star.models.sd3 import Generator, origin, pick_device, weights_digest
+from star.models.sd3 import Generator, pick_device
 from star.prompts.record import Span
-from star.training.checkpoint import save
+from star.training.checkpoint import key_of, save
 from star.training.learner import Ema, Learner
 from star.training.processes import Processes
 
@@ -24,9 +24,9 @@ RECORDS = [
 ]
 
 
-def _policy(folder: Path, **changes: object) -> Policy:
+def _policy(folder: Path, **changes: object) -> PolicySettings:
     settings = {"model": str(folder), "resolution": 64, "guidance": 2.5, "max_sequence_length": 16, "device": "cpu"}
-    return Policy(**{**settings, "lora": Lora(rank=4, alpha=8)} | changes)
+    return PolicySettings(**{**settings, "lora": Lora(rank=4, alpha=8)} | changes)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -55,7 +55,7 @@ def test_ode_sampling_is_that_of_diffusers(random_base: Path, guidance: float) -
 def test_auto_is_bfloat16_where_the_processor_has_it_and_a_run_is_not_continued_in_the_other(
     random_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = set()
+    settings, digests = run_settings(load("config/miniature.yaml"), "preference", "star"), set()
     for found, precision in (
         ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
         ({"avx2": True, "amx_bf16": False}, torch.float32),
@@ -65,8 +65,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_a_run_is_not_continued_
         policy = _policy(random_base, precision="auto")
         generator = Generator(policy)
         assert {p.dtype for p in generator.transformer.parameters()} == {generator.dtype} == {precision}
-        digests.add(origin(policy))
-        assert origin(_policy(random_base)) == origin(_policy(random_base, precision="bfloat16")) == weights_digest(policy)
+        digests.add(key_of(settings.model_copy(update={"policy": policy})))
     assert len(digests) == 2
 
 
@@ -82,7 +81,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused_and_one_for_the_cpu_is_no
 
 def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tmp_path: Path) -> None:
     generator = Generator(_policy(random_base, guidance=1.0))
-    learner = Learner(generator, Training(epochs=1, checkpoint_every=1), seed=0)
+    learner = Learner(generator, Optimizer(), Training(epochs=1), seed=0)
     with torch.no_grad():
         for i, p in enumerate(learner.parameters):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.1)

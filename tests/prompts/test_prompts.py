@@ -19,7 +19,8 @@ from star.prompts.record import KEYS, Span, read
 from star.worlds.miniature.prompts import TRAIN_WEIGHTS
 
 CONFIG = load(Path(__file__).parents[2] / "config/miniature.yaml")
-TASKS = ("geneval", "ocr", "pickscore")
+TASKS = ("shapes", "letters", "preference")
+NAMES = dict(zip(TASKS, ("geneval", "ocr", "pickscore"), strict=True))  # in ids, which name the noise
 KINDS = {"object", "attribute", "count", "relation", "text"}
 
 
@@ -38,14 +39,14 @@ def check_spans(prompt: str, found: Sequence[Span]) -> None:
 # -- the miniature's sets ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("task", "n"), [("geneval", 104), ("ocr", 96), ("pickscore", 96)])
+@pytest.mark.parametrize(("task", "n"), [("shapes", 104), ("letters", 96), ("preference", 96)])
 def test_sets_have_their_size_and_share_no_prompt(task: str, n: int):
     train, test = make.records(CONFIG, task, "train"), make.records(CONFIG, task, "test")
     assert (len(train), len(test)) == (1000, n)
     assert not {r.text for r in train} & {r.text for r in test}
     assert len({r.text for r in test}) == n
     for records in (train, test):
-        assert [r.id for r in records] == [f"{task}-{i:05d}" for i in range(len(records))]
+        assert [r.id for r in records] == [f"{NAMES[task]}-{i:05d}" for i in range(len(records))]
         assert {r.task for r in records} == {task}
         assert all(tuple(r.as_dict()) == KEYS and r.metadata["prompt"] == r.text for r in records)
         assert all(r.metadata["tag"] == r.tag for r in records)
@@ -53,7 +54,7 @@ def test_sets_have_their_size_and_share_no_prompt(task: str, n: int):
 
 def test_lettered_sets_share_no_word():
     train, test, validation = (
-        {r.metadata["text"] for r in make.records(CONFIG, "ocr", s)} for s in ("train", "test", "validation")
+        {r.metadata["text"] for r in make.records(CONFIG, "letters", s)} for s in ("train", "test", "validation")
     )
     assert len(test) == 96 and not train & test and not validation & (train | test)
 
@@ -63,12 +64,12 @@ def test_settings_are_not_chosen_on_test_prompts(task: str):
     validation = [r.text for r in make.records(CONFIG, task, "validation")]
     assert len(set(validation)) == len(validation) >= 75
     assert not set(validation) & {r.text for r in make.records(CONFIG, task, "test")}
-    if task != "geneval":  # whose world is too small for three parts
+    if task != "shapes":  # whose world is too small for three parts
         assert not set(validation) & {r.text for r in make.records(CONFIG, task, "train")}
 
 
 def test_global_prompts_match_local_ones_and_are_in_no_other_set():
-    found = make.records(CONFIG, "pickscore", "global")
+    found = make.records(CONFIG, "preference", "global")
     of_kind = {tag: [r for r in found if r.tag == tag] for tag in ("local", "dark", "light", "one_color")}
     assert [len(same) for same in of_kind.values()] == [32] * 4 and len(found) == 128
     for local, dark, light in zip(of_kind["local"], of_kind["dark"], of_kind["light"], strict=True):
@@ -78,14 +79,14 @@ def test_global_prompts_match_local_ones_and_are_in_no_other_set():
     for record in of_kind["one_color"]:
         (item,) = record.metadata["include"]
         assert item["count"] > 1 and item["color"] in record.text and "background" not in record.text
-    others = {r.text for split in ("train", "validation", "test") for r in make.records(CONFIG, "pickscore", split)}
+    others = {r.text for split in ("train", "validation", "test") for r in make.records(CONFIG, "preference", split)}
     assert not others & {r.text for r in found} and len({r.text for r in found}) == 128
     with pytest.raises(InputError, match="--split global"):
-        make.records(CONFIG, "geneval", "global")
+        make.records(CONFIG, "shapes", "global")
 
 
 def test_geneval_training_prompts_follow_the_stated_weights():
-    train = make.records(CONFIG, "geneval", "train")
+    train = make.records(CONFIG, "shapes", "train")
     tags = Counter(r.tag for r in train)
     assert tags.keys() == TRAIN_WEIGHTS.keys()  # single_object never
     for tag, weight in TRAIN_WEIGHTS.items():
@@ -93,9 +94,9 @@ def test_geneval_training_prompts_follow_the_stated_weights():
 
 
 def test_geneval_training_prompts_are_no_test_prompts_with_the_objects_swapped():
-    test = {r.text for r in make.records(CONFIG, "geneval", "test")}
+    test = {r.text for r in make.records(CONFIG, "shapes", "test")}
     pattern = re.compile(r"a photo of (an? .+) (and|left of|right of|above|below) (an? .+)")
-    for record in make.records(CONFIG, "geneval", "train"):
+    for record in make.records(CONFIG, "shapes", "train"):
         if match := pattern.fullmatch(record.text):
             assert f"a photo of {match[3]} {match[2]} {match[1]}" not in test
 
@@ -108,7 +109,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
         check_spans(record.text, found)
         said = {kind: [s.text for s in found if s.kind == kind] for kind in KINDS}
         metadata = record.metadata
-        if task == "ocr":
+        if task == "letters":
             assert (said["text"], said["object"]) == ([metadata["text"]], [metadata["carrier"]])
             continue
         for item in metadata["include"]:
@@ -120,7 +121,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
                 assert [("two", "three", "four")[item["count"] - 2]] == said["count"]
             if "position" in item:
                 assert item["position"][0].split()[0] == said["relation"][0].split()[0]
-        if task == "geneval":
+        if task == "shapes":
             rest = record.text
             for span in reversed(found):
                 rest = rest[: span.start] + rest[span.end :]
@@ -130,7 +131,7 @@ def test_every_core_span_is_in_place_and_everything_asked_for_is_core(task: str,
 
 def test_written_files_are_seeded_and_read_back(tmp_path: Path):
     first, second = tmp_path / "new/a.jsonl", tmp_path / "b.jsonl"
-    assert make.write(CONFIG, "ocr", "train", first) == make.write(CONFIG, "ocr", "train", second) == 1000
+    assert make.write(CONFIG, "letters", "train", first) == make.write(CONFIG, "letters", "train", second) == 1000
     assert first.read_bytes() == second.read_bytes()
     assert [json.loads(line) for line in first.read_text().splitlines()] == [r.as_dict() for r in read(first)]
     assert [f.name for f in first.parent.iterdir()] == ["a.jsonl"]
@@ -138,10 +139,10 @@ def test_written_files_are_seeded_and_read_back(tmp_path: Path):
 
 def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="choose one of train, validation, test"):
-        make.records(CONFIG, "ocr", "dev")
-    few = CONFIG.model_copy(update={"tasks": {"ocr": CONFIG.tasks["ocr"]}})
-    with pytest.raises(InputError, match="no `geneval` in the configuration; it has ocr"):
-        make.records(few, "geneval", "test")
+        make.records(CONFIG, "letters", "dev")
+    few = CONFIG.model_copy(update={"tasks": {"letters": CONFIG.tasks["letters"]}})
+    with pytest.raises(InputError, match="no `shapes` in the configuration; it has letters"):
+        make.records(few, "shapes", "test")
     file = tmp_path / "p.jsonl"
     with pytest.raises(InputError, match="no such prompt file"):
         read(file)

@@ -37,7 +37,7 @@ def config(random_base: Path) -> configuration.Config:
 @pytest.fixture
 def records(tmp_path: Path, config: configuration.Config) -> Path:
     everything = tmp_path / "all.jsonl"
-    make.write(config, "geneval", "test", everything)
+    make.write(config, "shapes", "test", everything)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:3]))
     return few
@@ -49,7 +49,7 @@ def _pictures(out: Path) -> dict[str, np.ndarray]:
 
 def test_layout_metadata_and_png_texts(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert sample(config.policy, config.evaluation, config.compute, records, out, None, 2, seed=7) == 6
+    assert sample(config, records, out, None, 2, seed=7) == 6
     wanted = read(records)
     assert list(_pictures(out)) == [f"{n:05d}/samples/{k:04d}.png" for n in range(3) for k in range(2)]
     for n, record in enumerate(wanted):
@@ -65,21 +65,21 @@ def test_layout_metadata_and_png_texts(config: configuration.Config, records: Pa
 
 def test_resume_and_batch_split_change_no_picture(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    sample(config.policy, config.evaluation, config.compute, records, a, None, 2, seed=0)
-    sample(config.policy, config.evaluation, config.compute, records, b, None, 2, seed=0)
+    sample(config, records, a, None, 2, seed=0)
+    sample(config, records, b, None, 2, seed=0)
     (b / "00001/samples/0000.png").unlink()
-    assert sample(config.policy, config.evaluation, config.compute, records, b, None, 2, seed=0) == 1
+    assert sample(config, records, b, None, 2, seed=0) == 1
     for name, picture in _pictures(a).items():
         assert np.abs(picture.astype(int) - _pictures(b)[name]).max() <= 1, name
 
 
 def test_other_settings_are_refused_or_start_over(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sample(config.policy, config.evaluation, config.compute, records, out, None, 1, seed=0)
+    sample(config, records, out, None, 1, seed=0)
     before = _pictures(out)
     with pytest.raises(InputError, match="other weights, prompts or settings"):
-        sample(config.policy, config.evaluation, config.compute, records, out, None, 1, seed=1)
-    assert sample(config.policy, config.evaluation, config.compute, records, out, None, 1, seed=1, start_over=True) == 3
+        sample(config, records, out, None, 1, seed=1)
+    assert sample(config, records, out, None, 1, seed=1, start_over=True) == 3
     after = _pictures(out)
     assert not np.array_equal(before["00000/samples/0000.png"], after["00000/samples/0000.png"])
 
@@ -87,7 +87,7 @@ def test_other_settings_are_refused_or_start_over(config: configuration.Config, 
 def test_gallery_draws_one_row_a_prompt(
     config: configuration.Config, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = configuration.run_settings(config, "geneval", "star")
+    settings = configuration.run_settings(config, "shapes", "star")
     seen = []
     monkeypatch.setattr(
         gallery, "allocation_map", lambda _, raw, *more: seen.append(raw) or raw.float().mean(2).repeat(1, 1, 2, 2)
@@ -99,16 +99,16 @@ def test_gallery_draws_one_row_a_prompt(
     assert seen[0].shape == (2, settings.rollout.steps, len(settings.allocation.blocks), 8, 8)
     with pytest.raises(InputError, match=r"allocation\.blocks"):
         no_blocks = configuration.load(ROOT / "config/miniature.yaml", ["allocation.blocks=[]"])
-        draw(configuration.run_settings(no_blocks, "geneval", "flow_grpo"), records, tmp_path, None, 2, seed=0)
+        draw(configuration.run_settings(no_blocks, "shapes", "flow_grpo"), records, tmp_path, None, 2, seed=0)
 
 
 def test_maps_are_measured_for_every_prompt(config: configuration.Config, records: Path, tmp_path: Path) -> None:
-    uniform = configuration.run_settings(config, "geneval", "star").model_copy(
+    uniform = configuration.run_settings(config, "shapes", "star").model_copy(
         update={"allocation": config.allocation.model_copy(update={"source": "uniform"})}
     )
     flat = gallery.measure_prompts(uniform, records, tmp_path / "flat", None, seed=0)
     assert len(flat) == 3 * uniform.rollout.steps and flat[["entropy", "effective_area"]].to_numpy() == pytest.approx(1.0)
-    settings = configuration.run_settings(config, "geneval", "star")
+    settings = configuration.run_settings(config, "shapes", "star")
     table = gallery.measure_prompts(settings, records, tmp_path, None, seed=0)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "map_statistics.csv"), table, check_dtype=False)
     policy, lines = Generator(settings.policy, settings.allocation), read(records)
@@ -122,7 +122,7 @@ def test_maps_are_measured_for_every_prompt(config: configuration.Config, record
 
 
 def test_localisation_is_measured_for_every_block_and_step(config: configuration.Config, records: Path, tmp_path: Path) -> None:
-    settings = configuration.run_settings(config, "geneval", "star")
+    settings = configuration.run_settings(config, "shapes", "star")
     table = gallery.measure(settings, records, tmp_path, None, seed=0)
     assert len(table) == 4 * settings.rollout.steps and set(table["block"]) == {0, 1, 2, 3}
     written = pd.read_csv(tmp_path / "localisation.csv")

@@ -31,14 +31,14 @@ RECORDS = [asked(prompt, id=str(i)) for i, prompt in enumerate(PROMPTS)]
 LORA = {"rank": 4, "alpha": 8}
 
 
-def _policy(base: Path, precision: str = "float32", guidance: float = 1.0) -> configuration.Policy:
+def _policy(base: Path, precision: str = "float32", guidance: float = 1.0) -> configuration.PolicySettings:
     more = {"precision": precision, "guidance": guidance, "lora": LORA, "device": "cpu"}
-    return configuration.Policy(model=str(base), resolution=64, max_sequence_length=16, **more)
+    return configuration.PolicySettings(model=str(base), resolution=64, max_sequence_length=16, **more)
 
 
-def _trained(policy: configuration.Policy) -> Learner:
+def _trained(policy: configuration.PolicySettings) -> Learner:
     """A learner whose weights, and whose average, are as large as a long training's."""
-    learner = Learner(Generator(policy), configuration.Training(epochs=1, checkpoint_every=1), seed=0)
+    learner = Learner(Generator(policy), configuration.Optimizer(), configuration.Training(epochs=1), seed=0)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter, average in zip(learner.parameters, learner.ema.average, strict=True):
@@ -136,13 +136,13 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     more = ("evaluation.steps=4", "evaluation.batch=4", "evaluation.images_per_prompt=2", "training.epochs=2")
-    more += ("training.checkpoint_every=2", "training.learning_rate=0.1", "training.ema_every=1", "policy.guidance=2.5")
+    more += ("checkpoints.every=2", "optimizer.learning_rate=0.1", "training.ema_every=1", "policy.guidance=2.5")
     overrides = [*SMALL, *more, f"policy.model={random_base}", f"policy.precision={precision}"]
     config = configuration.load(ROOT / "config/miniature.yaml", overrides)
     monkeypatch.chdir(ROOT)
-    settings = configuration.run_settings(config, "pickscore", "star")
+    settings = configuration.run_settings(config, "preference", "star")
     everything = tmp_path / "all.jsonl"
-    make.write(config, "pickscore", "test", everything)
+    make.write(config, "preference", "test", everything)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:4]))
     inside: list[np.ndarray] = []
@@ -165,7 +165,7 @@ def test_pictures_drawn_inside_the_training_are_those_of_star_sample(
         learner.ema.swap()
 
     monkeypatch.setattr(checkpoint, "save", save_and_draw)
-    trainer.train(settings, 0, make.records(config, "pickscore", "train"), tmp_path / "run")
+    trainer.train(settings, 0, make.records(config, "preference", "train"), tmp_path / "run")
     drawn = {}
     for name, adapter in (("base", []), ("trained", ["--adapter", str(tmp_path / "run/checkpoints/epoch0002/adapter")])):
         command = [

@@ -1,19 +1,21 @@
 """What docs/extend.md says, done: a user's reward, prompts and base, each by one file and a few lines of configuration."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from records import asked
+from scorer_settings import scorers
 from trainings import SMALL, metrics
 
 from star import cli
-from star.config import Scorers, load
+from star.config import load
+from star.config.key import function_file
 from star.errors import InputError
 from star.prompts import make
-from star.scoring.custom import source
 from star.scoring.scorer import make_scorer
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +40,16 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("resources", "config"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # where an earlier test's folder would be found first
+    monkeypatch.delitem(sys.modules, "my_reward", raising=False)
     return tmp_path
 
 
 def _config(mine: Path, base: Path, reward: dict, workers: int = 0) -> Path:
     """The lines of docs/extend.md in a copy of config/miniature.yaml."""
     config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
-    config["tasks"] = {"pickscore": {"reward": reward}}
-    config["prompts"]["files"] = {"pickscore": {"train": "train.txt", "test": "test.txt"}}
+    prompts = {"train": "train.txt", "test": "test.txt", "set": "preference"}
+    config["tasks"] = {"mine": {"prompts": prompts, "reward": reward}}
     config["policy"]["model"] = str(base)
     (mine / "my.yaml").write_text(yaml.safe_dump(config))
     small = load(mine / "my.yaml", [*SMALL, "training.epochs=1", f"scorers.workers={workers}"])
@@ -55,7 +59,7 @@ def _config(mine: Path, base: Path, reward: dict, workers: int = 0) -> Path:
 
 def test_all_three_from_prompts_to_scores(mine: Path, random_base: Path):
     config = _config(mine, random_base, {"pickscore": 1.0, "my_reward:brightness": 0.5}, workers=1)
-    of_run = ["--config", str(config), "--task", "pickscore"]
+    of_run = ["--config", str(config), "--task", "mine"]
     assert cli.main(["prompts", *of_run, "--split", "train", "--out", "train.jsonl"]) == 0
     assert cli.main(["prompts", *of_run, "--split", "test", "--out", "test.jsonl"]) == 0
     assert cli.main(["train", *of_run, "--method", "star", "--prompts", "train.jsonl", "--out", "run"]) == 0
@@ -73,12 +77,12 @@ def test_all_three_from_prompts_to_scores(mine: Path, random_base: Path):
 
 def test_the_reward_is_the_functions(mine: Path):
     images = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 51, np.uint8)])
-    scorer = make_scorer("my_reward:brightness", Scorers())
+    scorer = make_scorer("my_reward:brightness", scorers())
     assert [line["reward"] for line in scorer(images, [asked("one"), asked("two")])] == pytest.approx([0, 0.2])
     before = scorer.fingerprint
     (mine / "my_reward.py").write_text(REWARD + "\n# edited\n")
-    assert source("my_reward:brightness") == mine / "my_reward.py"
-    assert make_scorer("my_reward:brightness", Scorers()).fingerprint != before
+    assert function_file("my_reward:brightness") == mine / "my_reward.py"
+    assert make_scorer("my_reward:brightness", scorers()).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -91,20 +95,20 @@ def test_the_reward_is_the_functions(mine: Path):
 )
 def test_what_is_no_reward_is_named(mine: Path, name: str, words: str):
     with pytest.raises(InputError, match=words):
-        make_scorer(name, Scorers())(np.zeros((2, 8, 8, 3), np.uint8), [asked("one"), asked("two")])
+        make_scorer(name, scorers())(np.zeros((2, 8, 8, 3), np.uint8), [asked("one"), asked("two")])
 
 
 def test_a_reward_without_a_function_is_refused_before_work(mine: Path, random_base: Path):
-    with pytest.raises(InputError, match=r"tasks\.pickscore\.reward"):
+    with pytest.raises(InputError, match=r"tasks\.mine\.reward"):
         _config(mine, random_base, {"brightness": 1.0})
 
 
 def test_prompts_get_what_they_lack(mine: Path, random_base: Path):
     config = load(_config(mine, random_base, {"pickscore": 1.0}))
-    first, *_, last = make.records(config, "pickscore", "train")
+    first, *_, last = make.records(config, "mine", "train")
     assert [span.text for span in first.core] == ["red", "circle", "above", "blue", "square"]
     assert last.id == "pickscore-00002" and last.metadata["prompt"] == "two blue triangles"
-    assert len(make.records(config, "pickscore", "validation")) > 3  # not named: the world's own
+    assert len(make.records(config, "mine", "validation")) > 3  # not named: the world's own
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_prompts_get_what_they_lack(mine: Path, random_base: Path):
 def test_prompts_that_do_not_fit_are_named(tmp_path: Path, task: str, line: str, words: str):
     good = {"prompt": 'a cat that says "HI"', "id": "one", "metadata": {"include": [{"class": "cat", "count": 1}]}}
     (tmp_path / "mine.jsonl").write_text(json.dumps(good) + "\n" + line + "\n")
-    files = f"prompts.files={{{task}: {{test: {tmp_path}/mine.jsonl}}}}"
-    config = load("config/miniature.yaml", [files])
+    files = f"{{train: train.txt, test: {tmp_path}/mine.jsonl}}"
+    config = load("config/miniature.yaml", [f"tasks.mine={{prompts: {files}, reward: {{{task}: 1.0}}}}"])
     with pytest.raises(InputError, match=words):
-        make.records(config, task, "test")
+        make.records(config, "mine", "test")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from records import asked
 from safetensors.torch import load_file, save_file
+from scorer_settings import scorers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -102,8 +103,8 @@ def pictures() -> list[np.ndarray]:
 
 
 def _scorers(detector: Path, clip: Path, **more: object) -> Scorers:
-    paths = {"detector_model": str(detector), "color_model": str(clip)}
-    return Scorers(**{"detector": "mask2former", "detector_size": SIDE, "detector_batch": 2, **paths, **more})
+    paths = {"geneval_model": str(detector), "geneval_color_model": str(clip)}
+    return scorers(**{"geneval_detector": "mask2former", "geneval_size": SIDE, "geneval_batch": 2, **paths, **more})
 
 
 def _bilinear(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -194,7 +195,7 @@ def test_a_score_does_not_depend_on_the_batch(detector: Path, clip: Path, pictur
 
 
 def test_precision_and_weights_are_in_the_fingerprint(detector: Path, clip: Path, pictures: list, tmp_path: Path) -> None:
-    full, half = (Mask2Former(_scorers(detector, clip, detector_precision=p)) for p in ("float32", "bfloat16"))
+    full, half = (Mask2Former(_scorers(detector, clip, geneval_precision=p)) for p in ("float32", "bfloat16"))
     assert "float32" in full.fingerprint and "bfloat16" in half.fingerprint and f"size={SIDE}" in full.fingerprint
     assert full.fingerprint.split("@")[1][:12] == half.fingerprint.split("@")[1][:12]
     best = [max(seen, key=lambda d: d.score) for seen in full.detect(pictures)]
@@ -209,7 +210,7 @@ def test_precision_and_weights_are_in_the_fingerprint(detector: Path, clip: Path
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     broken = Mask2Former(_scorers(tmp_path, clip))
     assert broken.fingerprint.split("@")[1][:12] != full.fingerprint.split("@")[1][:12]
-    with pytest.raises(RuntimeError, match=r"not finite.*detector_precision"):
+    with pytest.raises(RuntimeError, match=r"not finite.*geneval\.precision"):
         broken.detect(pictures)
 
 
@@ -249,7 +250,7 @@ def test_colors_are_those_of_an_explicit_loop_over_clips_own_forward(clip: Path,
             mean = sum(one / np.linalg.norm(one) for one in three) / 3
             similarity.append(mean @ image / np.linalg.norm(mean) / np.linalg.norm(image))
         expected.append(COLORS[int(np.argmax(similarity))])
-    colors = ClipColors(Scorers(color_model=str(clip)))
+    colors = ClipColors(scorers(geneval_color_model=str(clip)))
     assert colors(pairs) == expected
     assert len(set(expected)) >= 3
     assert [colors([pair])[0] for pair in reversed(pairs)] == expected[::-1]
@@ -267,7 +268,7 @@ def test_an_object_without_a_visible_pixel_has_no_color(clip: Path) -> None:
     seen = Detection("dog", (25.6, 3.2, 40, 8), 0.9, full & (np.arange(30) < 28))
     assert crop(picture, seen).shape == (5, 4, 3)
     assert crop(picture, seen)[0, :, 0].tolist() == [7, 7, 0x99, 0x99]
-    colors = ClipColors(Scorers(color_model=str(clip)))
+    colors = ClipColors(scorers(geneval_color_model=str(clip)))
     named = colors([(picture, d) for d in (*nothing, seen)])
     assert named[:5] == ["none"] * 5 and named[5] in COLORS
     metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}
@@ -280,7 +281,7 @@ def test_an_object_without_a_visible_pixel_has_no_color(clip: Path) -> None:
 @pytest.fixture(scope="module")
 def scene(detector: Path, clip: Path, pictures: list, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """A folder of pictures in GenEval's layout; prompts ask for what the detector finds in the first of two pictures each."""
-    fast, colors = Mask2Former(_scorers(detector, clip)), ClipColors(Scorers(color_model=str(clip)))
+    fast, colors = Mask2Former(_scorers(detector, clip)), ClipColors(scorers(geneval_color_model=str(clip)))
     root, written = tmp_path_factory.mktemp("scene") / "images", []
     shown = [*pictures[:2], 255 - pictures[1], *pictures[3:]]
     for number, picture in enumerate(shown):
@@ -341,9 +342,9 @@ def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
 ) -> None:
     images, written = scene
     config = ["--config", "config/miniature.yaml"]
-    scorers = _scorers(detector, clip, detector_golden=str(golden))
-    for key in ("detector", "detector_model", "color_model", "detector_size", "detector_golden"):
-        config += ["--set", f"scorers.{key}={getattr(scorers, key)}"]
+    chosen = _scorers(detector, clip, geneval_golden=str(golden))
+    for key in ("detector", "model", "color_model", "size", "golden"):
+        config += ["--set", f"scorers.geneval.{key}={getattr(chosen.geneval, key)}"]
     first, again = tmp_path / "first.jsonl", tmp_path / "again.jsonl"
     assert cli.main(["score", "--task", "geneval", "--images", str(images), "--out", str(first), *config]) == 0
     printed = capsys.readouterr().out
@@ -355,7 +356,7 @@ def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
     assert [json.loads(line["metadata"]) for line in lines[::2]] == written
     assert [i for i, line in enumerate(lines) if "colors" in line] == [2, 3, 6, 7]
     (fingerprint,) = {line["scorer"] for line in lines}
-    assert fingerprint == make_scorer("geneval", scorers).fingerprint
+    assert fingerprint == make_scorer("geneval", chosen).fingerprint
     for part in ("mask2former", str(detector), str(clip), "transformers-", "torch-", "size=64", "threshold=0.3/0.9"):
         assert part in fingerprint
     assert cli.main(["score", "--task", "geneval", "--detections", str(first), "--out", str(again)]) == 0
@@ -374,12 +375,12 @@ def test_golden_pictures_stop_a_detector_that_is_wrong(golden: Path, detector: P
     wrong = tmp_path / "00001/metadata.jsonl"
     wrong.write_text(wrong.read_text().replace("false", "true"))
     with pytest.raises(RuntimeError, match=r"golden picture \(00001/samples/0000.png\): judged False"):
-        make_scorer("geneval", _scorers(detector, clip, detector_golden=str(tmp_path)))
+        make_scorer("geneval", _scorers(detector, clip, geneval_golden=str(tmp_path)))
     wrong.write_text("{")
-    with pytest.raises(InputError, match=r"detector_golden.*00001/metadata\.jsonl"):
-        make_scorer("geneval", _scorers(detector, clip, detector_golden=str(tmp_path)))
-    with pytest.raises(InputError, match=r"detector_golden.*nowhere"):
-        make_scorer("geneval", _scorers(detector, clip, detector_golden=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match=r"geneval\.golden.*00001/metadata\.jsonl"):
+        make_scorer("geneval", _scorers(detector, clip, geneval_golden=str(tmp_path)))
+    with pytest.raises(InputError, match=r"geneval\.golden.*nowhere"):
+        make_scorer("geneval", _scorers(detector, clip, geneval_golden=str(tmp_path / "nowhere")))
 
 
 def test_the_built_in_portrait_stops_a_blind_detector(detector: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,29 +392,29 @@ def test_the_built_in_portrait_stops_a_blind_detector(detector: Path, clip: Path
 def test_missing_or_wrong_weights_name_key_and_remedy(detector: Path, clip: Path, golden: Path, tmp_path: Path) -> None:
     def refused(says: str, **changes: object) -> None:
         with pytest.raises(InputError, match=says) as error:
-            make_scorer("geneval", _scorers(detector, clip, detector_golden=str(golden), **changes))
+            make_scorer("geneval", _scorers(detector, clip, geneval_golden=str(golden), **changes))
         assert "\n" not in str(error.value)
 
-    refused(r"scorers\.detector_model: no folder .*hub", detector_model=str(tmp_path / "nowhere"))
-    refused(r"scorers\.color_model: no folder .*hub", color_model=str(tmp_path / "nowhere"))
+    refused(r"scorers\.geneval\.model: no folder .*hub", geneval_model=str(tmp_path / "nowhere"))
+    refused(r"scorers\.geneval\.color_model: no folder .*hub", geneval_color_model=str(tmp_path / "nowhere"))
     (tmp_path / "partial").mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / "partial" / name).write_bytes((detector / name).read_bytes())
-    refused(r"scorers\.detector_model: cannot load .*another folder", detector_model=str(tmp_path / "partial"))
+    refused(r"scorers\.geneval\.model: cannot load .*another folder", geneval_model=str(tmp_path / "partial"))
     weights = load_file(detector / "model.safetensors")
     del weights["class_predictor.weight"]
     save_file(weights, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
-    refused(r"scorers\.detector_model: .* lacks 1 weights .*class_predictor", detector_model=str(tmp_path / "partial"))
+    refused(r"scorers\.geneval\.model: .* lacks 1 weights .*class_predictor", geneval_model=str(tmp_path / "partial"))
     (tmp_path / "mute").mkdir()
     for name in ("config.json", "model.safetensors", "processor_config.json"):
         (tmp_path / "mute" / name).write_bytes((clip / name).read_bytes())
-    refused(r"scorers\.color_model: .*tokenizer", color_model=str(tmp_path / "mute"))
-    with pytest.raises(InputError, match=r"scorers\.detector_model: .* is no file.*\.pth"):
-        make_scorer("geneval", Scorers(detector="mmdet", detector_golden=str(golden)))
+    refused(r"scorers\.geneval\.color_model: .*tokenizer", geneval_color_model=str(tmp_path / "mute"))
+    with pytest.raises(InputError, match=r"scorers\.geneval\.model: .* is no file.*\.pth"):
+        make_scorer("geneval", scorers(geneval_detector="mmdet", geneval_golden=str(golden)))
 
 
 def test_a_class_that_the_detector_cannot_find_is_an_error(golden: Path, detector: Path, clip: Path) -> None:
-    scorer = make_scorer("geneval", _scorers(detector, clip, detector_golden=str(golden)))
+    scorer = make_scorer("geneval", _scorers(detector, clip, geneval_golden=str(golden)))
     item = {"class": "unicorn", "count": 1}
     for metadata in ({"include": [item]}, {"include": [{"class": "dog", "count": 1}], "exclude": [item]}):
         with pytest.raises(InputError, match=r"a photo of it.*no class 'unicorn'"):
@@ -433,7 +434,7 @@ def test_mmdet_results_are_translated_and_only_its_known_weights_opened(
     checkpoint = tmp_path / "model.pth"
     checkpoint.write_bytes(b"not the weights")
     with pytest.raises(InputError, match=r"not GenEval's checkpoint"):
-        mmdetection.MMDetector(Scorers(detector="mmdet", detector_model=str(checkpoint)))
+        mmdetection.MMDetector(scorers(geneval_detector="mmdet", geneval_model=str(checkpoint)))
     monkeypatch.setattr(mmdetection, "_CHECKPOINT", hashlib.sha256(b"not the weights").hexdigest()[:8])
-    with pytest.raises(InputError, match=r"scorers\.detector: mmdet cannot be imported.*envs/mmdet\.yaml"):
-        mmdetection.MMDetector(Scorers(detector="mmdet", detector_model=str(checkpoint)))
+    with pytest.raises(InputError, match=r"scorers\.geneval\.detector: mmdet cannot be imported.*envs/mmdet\.yaml"):
+        mmdetection.MMDetector(scorers(geneval_detector="mmdet", geneval_model=str(checkpoint)))

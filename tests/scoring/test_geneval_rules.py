@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from records import asked
+from scorer_settings import scorers
 
-from star.config import Scorers
 from star.errors import InputError
 from star.scoring.geneval import failure, judge, overall, relations, select, soft_reward
 from star.scoring.scorer import make_scorer
@@ -147,7 +147,7 @@ def test_overall_is_the_unweighted_mean_of_tags() -> None:
 
 
 def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
-    scorer = make_scorer("geneval", Scorers(detector="miniature"))
+    scorer = make_scorer("geneval", scorers(geneval_detector="miniature"))
     rng = np.random.default_rng(3)
     right, wrong = [], []
     for tag in TAGS:
@@ -170,8 +170,8 @@ def test_scorer_on_drawn_scenes_and_its_official_keys() -> None:
 
 
 def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
-    scorer = make_scorer("geneval", Scorers(detector="miniature"))
+    scorer = make_scorer("geneval", scorers(geneval_detector="miniature"))
     with pytest.raises(InputError, match=r"a red thing.*include"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red thing", {"tag": "colors"})])
-    with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
-        make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))
+    with pytest.raises(InputError, match=r"scorers\.geneval\.model: no folder .*nothing"):
+        make_scorer("geneval", scorers(geneval_detector="mask2former", geneval_model=str(tmp_path / "nothing")))

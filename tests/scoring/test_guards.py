@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scorer_settings import scorers
 
 from star import cli
 from star.analysis.results import read_guards
-from star.config import Scorers
 from star.errors import InputError
 from star.scoring import folder
 from star.scoring.guards import color_entropy, cosine_distance, edge_density, measure, pixel_distance, write
@@ -18,8 +18,13 @@ from star.worlds.miniature.captions import caption, descriptions
 from star.worlds.miniature.scenes import compose, render
 
 MODEL = "resources/miniature/pickscore"
-SCORERS = Scorers(
-    detector="miniature", ocr_engine="rapidocr", ocr_mode="line", ocr_size=64, pickscore_model=MODEL, pickscore_processor=MODEL
+SCORERS = scorers(
+    geneval_detector="miniature",
+    ocr_engine="rapidocr",
+    ocr_mode="line",
+    ocr_size=64,
+    pickscore_model=MODEL,
+    pickscore_processor=MODEL,
 )
 
 

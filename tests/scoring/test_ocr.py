@@ -14,8 +14,9 @@ import pytest
 from hub_server import Hub
 from PIL import Image, ImageDraw, ImageFont
 from records import asked
+from scorer_settings import scorers
 
-from star.config import Scorers, load
+from star.config import load
 from star.errors import InputError
 from star.scoring import engines
 from star.scoring.engines import reading_order
@@ -82,7 +83,7 @@ def test_page_mode_reads_boxes_in_order() -> None:
     draw.text((40, 40), "Fresh", font=font, fill="black")
     draw.text((300, 40), "Bread", font=font, fill="black")
     draw.text((40, 160), "Daily", font=font, fill="black")
-    scorer = make_scorer("ocr", Scorers(ocr_engine="rapidocr", ocr_mode="page"))
+    scorer = make_scorer("ocr", scorers(ocr_engine="rapidocr", ocr_mode="page"))
     scored = scorer([np.asarray(page)], [asked('a shop, "Fresh Bread Daily"')])
     assert scored[0]["read"].replace(" ", "") == "FreshBreadDaily"
     assert scored[0]["score"] == 1.0
@@ -127,7 +128,7 @@ def test_a_picture_reads_the_same_beside_others(mode: str, size: int | None, lea
     pictures = [render(compose(d, rng)) for d in drawn]
     pictures[1] = pictures[1][16:48]  # wider than the others
     records = [asked(caption(d), d) for d in drawn]
-    scorer = make_scorer("ocr", Scorers(ocr_engine="rapidocr", ocr_mode=mode, ocr_size=size))
+    scorer = make_scorer("ocr", scorers(ocr_engine="rapidocr", ocr_mode=mode, ocr_size=size))
     together = scorer(pictures, records)
     assert together == [scorer([p], [r])[0] for p, r in zip(pictures, records, strict=True)]
     assert np.mean([line["score"] for line in together]) >= least
@@ -146,10 +147,10 @@ def test_fingerprint_and_missing_engine(line_scorer: object, monkeypatch: pytest
     assert "mode=line size=64" in line_scorer.fingerprint and "rapidocr-3" in line_scorer.fingerprint
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match=r"scorers\.device: cuda"):
-        make_scorer("ocr", Scorers(ocr_engine="rapidocr", device="cuda"))
+        make_scorer("ocr", scorers(ocr_engine="rapidocr", device="cuda"))
     monkeypatch.setitem(sys.modules, "easyocr", None)  # as where it is not installed
-    with pytest.raises(InputError, match=r"scorers\.ocr_engine: easyocr needs the package easyocr"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr"))
+    with pytest.raises(InputError, match=r"scorers\.ocr\.engine: easyocr needs the package easyocr"):
+        make_scorer("ocr", scorers(ocr_engine="easyocr"))
 
 
 # EasyOCR's handling of ours, with a Reader that reads nothing; tests/easyocr_engine drives the real one (`make test-easyocr`).
@@ -211,7 +212,7 @@ def _written(*letters: tuple[int, int, str], size: int = 32) -> np.ndarray:
 
 
 def test_easyocr_boxes_are_ordered_and_pictures_batched_by_size(easyocr: Path) -> None:
-    scorer = make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
+    scorer = make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
     pictures = [_written((20, 1, "B"), (1, 20, "C"), (1, 2, "A")), _written(size=48), _written((0, 0, "D"))]
     scored = scorer(pictures, [asked('a sign that says "ABC"')] * 3)
     assert [line["read"] for line in scored] == ["A B C", "", "D"]
@@ -223,15 +224,17 @@ def test_easyocr_boxes_are_ordered_and_pictures_batched_by_size(easyocr: Path) -
 
 
 def test_easyocr_fingerprint_holds_engine_versions_and_weights(easyocr: Path) -> None:
-    scorers = Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr), device="cpu")
-    fingerprint = make_scorer("ocr", scorers).fingerprint
+    chosen = scorers(ocr_engine="easyocr", ocr_weights=str(easyocr), device="cpu")
+    fingerprint = make_scorer("ocr", chosen).fingerprint
     digest = hashlib.sha256(b"detectorrecogniser").hexdigest()[:12]
     for part in (f"craft_mlt_25k+english_g2@{digest}", "easyocr-easyocr-version", "torch-torch-version", "cpu mode=page"):
         assert part in fingerprint
-    line = make_scorer("ocr", scorers.model_copy(update={"ocr_mode": "line"})).fingerprint
+    line = make_scorer(
+        "ocr", scorers(ocr_engine="easyocr", ocr_mode="line", ocr_weights=str(easyocr), device="cpu")
+    ).fingerprint
     assert f"english_g2@{hashlib.sha256(b'recogniser').hexdigest()[:12]}" in line and "craft" not in line
     (easyocr / "english_g2.pth").write_bytes(b"another")
-    assert make_scorer("ocr", scorers).fingerprint != fingerprint
+    assert make_scorer("ocr", chosen).fingerprint != fingerprint
     assert _Reader.built[0]["forced"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert _Reader.built[0]["languages"] == ["en"] and _Reader.built[0]["gpu"] is False
 
@@ -239,21 +242,21 @@ def test_easyocr_fingerprint_holds_engine_versions_and_weights(easyocr: Path) ->
 def test_an_engine_that_misreads_the_golden_picture_does_not_score(easyocr: Path) -> None:
     _Reader.golden = "STAB"
     with pytest.raises(RuntimeError, match=r"craft_mlt_25k.*reads 'STAB' in a golden picture of 'STAR'"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
+        make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
 
 
 def test_easyocr_without_weights_is_bad_input(easyocr: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*refused.*rapidocr"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr"))
+    with pytest.raises(InputError, match=r"scorers\.ocr\.weights: .*refused.*rapidocr"):
+        make_scorer("ocr", scorers(ocr_engine="easyocr"))
     assert _Reader.built == []  # it would ask again and again
     with Hub().running() as server:
         server.folders = {"some/weights": easyocr}
         model = sys.modules["easyocr.config"].detection_models["craft"]
         model["url"] = f"{server.url}/some/weights/resolve/main/{model['filename']}"
-        with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*no network.*rapidocr"):
-            make_scorer("ocr", Scorers(ocr_engine="easyocr"))
+        with pytest.raises(InputError, match=r"scorers\.ocr\.weights: .*no network.*rapidocr"):
+            make_scorer("ocr", scorers(ocr_engine="easyocr"))
     assert len(_Reader.built) == 1
     (easyocr / "english_g2.pth").unlink()
-    with pytest.raises(InputError, match=r"scorers\.ocr_weights: .*english_g2\.pth is missing"):
-        make_scorer("ocr", Scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
+    with pytest.raises(InputError, match=r"scorers\.ocr\.weights: .*english_g2\.pth is missing"):
+        make_scorer("ocr", scorers(ocr_engine="easyocr", ocr_weights=str(easyocr)))
     assert len(_Reader.built) == 1

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from records import asked
+from scorer_settings import scorers
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from star.config import Scorers
 from star.errors import InputError
 from star.pretraining.base import clip_tokenizer
 from star.pretraining.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
@@ -27,7 +27,7 @@ EMBEDDED = "resources/miniature/pickscore"
 
 
 def _scorer(folder: str | Path) -> object:
-    return make_scorer("pickscore", Scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
+    return make_scorer("pickscore", scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
     exact = [s["score"] for s in _scorer(random_folder)(images, records)]
     folder = str(random_folder)
     settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
-    scorer = make_scorer("pickscore", Scorers(**settings, pickscore_dtype=dtype))
+    scorer = make_scorer("pickscore", scorers(**settings, pickscore_precision=dtype))
     assert scorer._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
     assert scorer._scale == pytest.approx(13.0)  # not that of a rounded logarithm
     rounded = scorer(images, records)
@@ -111,14 +111,14 @@ def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
 def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for changed, words in (
-        ({"pickscore_revision": None}, "pickscore_revision: pin the commit of some/clip"),
-        ({"pickscore_model": EMBEDDED, "pickscore_processor_revision": None}, "pickscore_processor_revision: pin the commit"),
+        ({"pickscore_revision": None}, "pickscore.revision: pin the commit of some/clip"),
+        ({"pickscore_model": EMBEDDED, "pickscore_processor_revision": None}, "pickscore.processor_revision: pin the commit"),
         ({"pickscore_model": EMBEDDED, "device": "cuda"}, "device: cuda, but torch sees no GPU"),
     ):
         settings = {"pickscore_model": "some/clip", "pickscore_processor": "some/processor"} | changed
         with pytest.raises(InputError, match=rf"scorers\.{words}"):
-            make_scorer("pickscore", Scorers(**settings))
-    revisions = (Scorers().pickscore_revision, Scorers().pickscore_processor_revision)
+            make_scorer("pickscore", scorers(**settings))
+    revisions = (scorers().pickscore.revision, scorers().pickscore.processor_revision)
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 
 
@@ -161,14 +161,14 @@ def test_the_guard_costs_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.pickscore_model.*nowhere"):
+    with pytest.raises(InputError, match=r"scorers\.pickscore\.model.*nowhere"):
         _scorer(tmp_path / "nowhere")
     for name in ("config.json", "processor_config.json"):
         (tmp_path / name).write_bytes((random_folder / name).read_bytes())
-    with pytest.raises(InputError, match=r"scorers\.pickscore_model"):
+    with pytest.raises(InputError, match=r"scorers\.pickscore\.model"):
         _scorer(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((random_folder / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"scorers\.pickscore_processor"):
+    with pytest.raises(InputError, match=r"scorers\.pickscore\.processor"):
         _scorer(tmp_path)
     with pytest.raises(InputError, match="empty"):
         _scorer(random_folder)([np.zeros((64, 64, 3), np.uint8)], [asked(" ")])

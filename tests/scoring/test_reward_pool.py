@@ -8,8 +8,8 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from records import asked
+from scorer_settings import scorers
 
-from star.config import Scorers
 from star.errors import InputError, ScorerFailed
 from star.scoring import pool as pool_module
 from star.scoring.pool import RewardPool
@@ -18,7 +18,7 @@ from star.worlds.miniature.captions import caption, descriptions
 from star.worlds.miniature.scenes import compose, render
 
 MODEL = "resources/miniature/pickscore"
-SCORERS = Scorers(detector="miniature", pickscore_model=MODEL, pickscore_processor=MODEL)
+SCORERS = scorers(geneval_detector="miniature", pickscore_model=MODEL, pickscore_processor=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def test_all_prompts_are_checked_before_work(workers: int, batch: tuple) -> None
 
 
 def test_missing_weights_reach_the_caller(batch: tuple) -> None:
-    absent = SCORERS.model_copy(update={"pickscore_model": "no/such-folder-here/at-all"})
-    with RewardPool({"pickscore": 1.0}, absent, 1) as pool, pytest.raises(InputError, match="pickscore_model"):
+    absent = scorers(pickscore_model="no/such-folder-here/at-all", pickscore_processor=MODEL)
+    with RewardPool({"pickscore": 1.0}, absent, 1) as pool, pytest.raises(InputError, match=r"pickscore\.model"):
         _wait(pool.submit(*batch))
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scorer_settings import scorers
 
 from star import cli
-from star.config import Scorers, load
+from star.config import load
 from star.errors import InputError
 from star.scoring import pictures
 from star.scoring.folder import print_summary, score, score_all
@@ -16,7 +17,7 @@ from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, descriptions
 from star.worlds.miniature.scenes import compose, render
 
-SCORERS = Scorers(detector="miniature")
+SCORERS = scorers(geneval_detector="miniature")
 BLANK = np.full((64, 64, 3), 230, np.uint8)
 
 
@@ -138,9 +139,9 @@ def test_empty_folder_is_bad_input(tmp_path: Path) -> None:
 
 
 def test_mean_of_a_task_without_geneval_tags(images: Path, tmp_path: Path) -> None:
-    scorers = Scorers(pickscore_model="resources/miniature/pickscore", pickscore_processor="resources/miniature/pickscore")
+    chosen = scorers(pickscore_model="resources/miniature/pickscore", pickscore_processor="resources/miniature/pickscore")
     out = tmp_path / "cross.jsonl"
-    result = score("pickscore", images, out, scorers)
+    result = score("pickscore", images, out, chosen)
     lines = _lines(out)
     assert result["mean"] == pytest.approx(np.mean([line["score"] for line in lines]))
     assert lines[0]["reward"] == pytest.approx(lines[0]["score"] / 26)

@@ -15,9 +15,11 @@ import pytest
 import yaml
 from cluster import cluster, install
 
+from star.config import load
+
 ROOT = Path(__file__).parents[2]
 EPOCHS, CHECKPOINT_EVERY = 6, 3
-RUN = Path("results/slurm/ocr/star/seed0")
+RUN = Path("results/slurm/letters/star/seed0")
 PATIENCE = 900  # seconds; a busy machine is slow
 
 
@@ -26,16 +28,17 @@ class Pipeline:
 
     def __init__(self, folder: Path, environment: dict[str, str], machines: int = 1) -> None:
         self.folder, self.environment = folder, environment
-        config = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
+        config = load(ROOT / "config/miniature-quick.yaml").model_dump(mode="json")
         resources = str(ROOT / "resources/miniature")
         config["experiment"] = "slurm"
         config["policy"]["model"] = f"{resources}/base"
-        config["scorers"] |= {"pickscore_model": f"{resources}/pickscore", "pickscore_processor": f"{resources}/pickscore"}
-        config["training"] |= {"epochs": EPOCHS, "checkpoint_every": CHECKPOINT_EVERY}
+        config["scorers"]["pickscore"] |= {"model": f"{resources}/pickscore", "processor": f"{resources}/pickscore"}
+        config["training"] |= {"epochs": EPOCHS}
+        config["checkpoints"] |= {"every": CHECKPOINT_EVERY}
         config["rollout"]["batch"] = 6  # two micro-batches an optimizer step: one for each of two processes
         config["evaluation"] |= {"steps": 2}
         config["compute"] = {"processes": machines, "machines": machines}
-        config["tasks"] = {"ocr": {"reward": {"ocr": 1.0}}}
+        config["tasks"] = {"letters": {"prompts": "letters", "reward": {"ocr": 1.0}}}
         config["methods"] = {"star": config["methods"]["star"]}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -70,7 +73,7 @@ class Pipeline:
         return (self.folder / "snakemake.log").read_text()
 
     def training_log(self, seed: int) -> str:
-        return (self.folder / f"results/slurm/logs/train/ocr-star-seed{seed}.log").read_text()
+        return (self.folder / f"results/slurm/logs/train/letters-star-seed{seed}.log").read_text()
 
     def metrics(self, run: Path) -> list[dict]:
         """What an epoch's line says, but for what the machine has to do with it."""

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[dict]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "pickscore", "star"), make.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "preference", "star"), make.records(config, "preference", "train")
 
 
 def _epochs(out: Path) -> list[int]:
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite(
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(random_base: Path) -> None:
     settings, _ = _settings(random_base)
-    learner = learning.Learner(Generator(settings.policy), settings.training, 0)
+    learner = learning.Learner(Generator(settings.policy), settings.optimizer, settings.training, 0)
     for p in learner.parameters:
         p.grad = torch.zeros_like(p)
     learner.parameters[3].grad[0, 0] = torch.nan
@@ -112,7 +112,7 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     monkeypatch.chdir(ROOT)
     sets = [x for s in (*SMALL, f"policy.model={random_base}", "training.max_kl=1e-12") for x in ("--set", s)]
-    command = ["train", "--task", "pickscore", "--method", "star", "--out", str(tmp_path), *sets]
+    command = ["train", "--task", "preference", "--method", "star", "--out", str(tmp_path), *sets]
     assert main(command) == 1
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("star train: KL to the base is ") and "above training.max_kl = 1e-12 (epoch 2)" in printed
@@ -121,21 +121,22 @@ def test_the_command_says_it_in_one_line(
 
 def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_out(random_base: Path) -> None:
     settings, _ = _settings(random_base, "policy.precision=float16")
-    learner = learning.Learner(Generator(settings.policy), settings.training, 0)
+    learner = learning.Learner(Generator(settings.policy), settings.optimizer, settings.training, 0)
     before = [p.detach().clone() for p in learner.parameters]
     assert learner.scaler.get_scale() == 2**16
     for p in learner.parameters:
         p.grad = torch.full_like(p, torch.inf)
     learner.backward(sum((p * 0).sum() for p in learner.parameters))
-    assert learner.step(settings.training, 1) == (0.0, 0.0) and learner.scaler.get_scale() == 2**15 and learner.ema.steps == 0
+    assert learner.step(1) == (0.0, 0.0) and learner.scaler.get_scale() == 2**15 and learner.ema.steps == 0
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
     learner.backward(sum((p * 1e-3).sum() for p in learner.parameters))  # the same step as without a scale
-    norm, change = learner.step(settings.training.model_copy(update={"max_grad_norm": 1e9}), 1)
+    learner.settings = settings.optimizer.model_copy(update={"max_grad_norm": 1e9})
+    norm, change = learner.step(1)
     count = sum(p.numel() for p in learner.parameters)
     assert norm == pytest.approx(1e-3 * count**0.5, rel=1e-4) and learner.ema.steps == 1
     for p, b in zip(learner.parameters, before, strict=True):  # AdamW's first step: -lr * sign, and weight decay
-        torch.testing.assert_close(p, b * (1 - 3e-7) - settings.training.learning_rate, rtol=1e-3, atol=1e-5)
-    assert change == pytest.approx(settings.training.learning_rate * count**0.5, rel=1e-2)
+        torch.testing.assert_close(p, b * (1 - 3e-7) - settings.optimizer.learning_rate, rtol=1e-3, atol=1e-5)
+    assert change == pytest.approx(settings.optimizer.learning_rate * count**0.5, rel=1e-2)
 
 
 def test_float16_trains_with_a_ratio_of_one_and_keeps_its_scale_in_the_state(random_base: Path, tmp_path: Path) -> None:

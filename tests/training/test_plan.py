@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from records import asked
-from snakemake.utils import update_config
 
 from star import config as configuration
 from star.config import Compute
@@ -59,11 +57,8 @@ def test_checkpointing_keeps_a_fraction_and_changes_no_gradient(random_base: Pat
 
 
 def _preset(*files: str) -> configuration.Config:
-    """The real configuration with changes on top, merged as Snakemake merges several --configfile."""
-    merged: dict = {}
-    for file in ("sd35-medium", *files):
-        update_config(merged, yaml.safe_load((ROOT / f"config/{file}.yaml").read_text()))
-    return configuration.parse(merged, "preset")
+    """The real configuration with changes on top, as several --configfile of Snakemake."""
+    return configuration.load([ROOT / f"config/{file}.yaml" for file in ("sd35-medium", *files)])
 
 
 @pytest.mark.parametrize(("fast", "trained"), [((), 9), (("fast/sd35-medium",), 3)])
@@ -85,9 +80,9 @@ def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, 
 def test_the_fast_preset_is_what_flow_grpo_publishes(task: str, groups: tuple[int, int]) -> None:
     """The values are those of geneval_sd3_fast_nocfg and pickscore_sd3_fast_nocfg in yifan123/flow_grpo's config/grpo.py."""
     settings = configuration.run_settings(_preset("fast/sd35-medium"), task, "flow_grpo")
-    rollout, training = settings.rollout, settings.training
+    rollout, objective = settings.rollout, settings.objective
     assert (rollout.groups, rollout.group_size, rollout.steps, settings.policy.guidance) == (*groups, 10, 1.0)
-    assert (rollout.sampler, rollout.noise_level, training.clip_range, training.kl_beta) == ("cps", 0.8, 1e-5, 0.0)
+    assert (rollout.sampler, rollout.noise_level, objective.clip_range, objective.kl_weight) == ("cps", 0.8, 1e-5, 0.0)
     windows = {trained_steps(rollout, 0, epoch) for epoch in range(60)}
     assert windows == {range(0, 3), range(1, 4), range(2, 5)}
     trainer.check(settings, RECORDS * 50, 1)

@@ -27,15 +27,15 @@ def _command(folder: Path, base: Path, processes: int, method: str, *more: str) 
     settings = [
         *SMALL,
         "rollout.groups=4",
-        "training.checkpoint_every=3",
+        "checkpoints.every=3",
         "training.updates_per_epoch=2",
         "training.ema_every=1",
     ]
-    settings += ["training.keep_states=1", "policy.precision=float32", f"policy.model={base}"]
+    settings += ["checkpoints.keep_states=1", "policy.precision=float32", f"policy.model={base}"]
     config = configuration.load(ROOT / "config/miniature.yaml", [*settings, *more])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    train = ["-m", "star.cli", "train", "--config", str(folder / "config.yaml"), "--task", "pickscore", "--method", method]
+    train = ["-m", "star.cli", "train", "--config", str(folder / "config.yaml"), "--task", "preference", "--method", method]
     train += ["--out", str(folder / "run")]
     return [sys.executable, *train] if processes == 1 else [*LAUNCH, "--num_processes", str(processes), *train]
 
@@ -85,7 +85,7 @@ def test_two_processes_give_the_numbers_of_one(random_base: Path, tmp_path: Path
 
 
 def test_a_process_whose_micro_batches_all_only_fill_up_agrees_with_the_others(random_base: Path, tmp_path: Path) -> None:
-    one_a_step = ["training.updates_per_epoch=4", "training.epochs=1", "training.checkpoint_every=1"]
+    one_a_step = ["training.updates_per_epoch=4", "training.epochs=1", "checkpoints.every=1"]
     for processes in (1, 2):
         more = (*one_a_step, f"compute={{processes: {processes}}}")
         process = _start(_command(tmp_path / str(processes), random_base, processes, "random", *more))
@@ -120,7 +120,7 @@ def _workers(launcher: int) -> list[int]:
 def test_a_stopped_or_killed_process_ends_all_and_the_run_goes_on(
     random_base: Path, tmp_path: Path, alone: Path, how: str
 ) -> None:
-    command = _command(tmp_path, random_base, 2, "random", "compute={processes: 2}", "training.save_every=1")
+    command = _command(tmp_path, random_base, 2, "random", "compute={processes: 2}", "checkpoints.save_every=1")
     process = _start(command)
     _wait_for(tmp_path / "run/checkpoints/epoch0001/adapter", process)
     os.kill(_workers(process.pid)[1], signal.SIGTERM if "TERM" in how else signal.SIGKILL)

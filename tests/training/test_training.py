@@ -41,8 +41,8 @@ def _config(base: Path, *more: str) -> configuration.Config:
 def _train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
     config = _config(base, *more)
     os.chdir(ROOT)
-    settings = configuration.run_settings(config, "pickscore", method)
-    trainer.train(settings, 0, make.records(config, "pickscore", "train"), out)
+    settings = configuration.run_settings(config, "preference", method)
+    trainer.train(settings, 0, make.records(config, "preference", "train"), out)
     return metrics(out)
 
 
@@ -82,8 +82,8 @@ def test_the_uniform_map_is_flow_grpo_bit_for_bit_over_three_epochs(
     "allocation",
     [
         "{source: attention}",
-        "{source: random}",
-        "{source: attention, objective: per_location}",
+        "{source: attention, control: random}",
+        "{source: attention}, objective: {form: per_location}",
         "{source: oracle, normalisation: per_trajectory, steps: 2, tokens: all, heads: [0, 3], granularity: 2}",
     ],
 )
@@ -101,7 +101,7 @@ def test_allocation_changes_the_update_and_not_the_first_rollouts(
 @pytest.mark.parametrize("wanted", [None, 0.01])
 def test_the_norm_of_an_update_is_measured_and_can_be_set(random_base: Path, tmp_path: Path, wanted: float | None) -> None:
     last = ("training.epochs=2", "training.ema_decay=0", "training.ema_every=1")  # the average is then the weights
-    rows = _train(random_base, tmp_path, "star", *last, f"training.update_norm={'null' if wanted is None else wanted}")
+    rows = _train(random_base, tmp_path, "star", *last, f"optimizer.update_norm={'null' if wanted is None else wanted}")
     first, second = (_adapter(tmp_path, epoch) for epoch in (1, 2))
     changed = sum(float((second[name] - first[name]).square().sum()) for name in first) ** 0.5
     assert rows[1]["update_norm"] == pytest.approx(changed, rel=1e-4)
@@ -124,10 +124,10 @@ def test_rewards_of_several_scorers_are_added_by_weight_and_logged_one_by_one(
     rewards = {"both": "{geneval: 0.8, pickscore: 0.2}", "geneval": "{geneval: 1.0}", "pickscore": "{pickscore: 1.0}"}
     rows = {}
     for name, reward in rewards.items():
-        settings = ("training.epochs=1", "rollout.steps=6", "scorers.workers=1", f"tasks.pickscore.reward={reward}")
+        settings = ("training.epochs=1", "rollout.steps=6", "scorers.workers=1", f"tasks.preference.reward={reward}")
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(_config(Path("resources/miniature/base"), *settings).model_dump(mode="json")))
-        run = ["--task", "pickscore", "--method", "flow_grpo", "--out", str(tmp_path / name)]
+        run = ["--task", "preference", "--method", "flow_grpo", "--out", str(tmp_path / name)]
         assert cli.main(["train", "--config", str(file), *run]) == 0, capsys.readouterr().err
         (rows[name],) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
     both, alone = rows["both"], [rows[name]["reward_mean"] for name in ("geneval", "pickscore")]
@@ -141,10 +141,10 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
 ) -> None:
     file, listed = tmp_path / "config.yaml", tmp_path / "prompts.jsonl"
     file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
-    records = make.records(configuration.load(file), "ocr", "train")[:40]
+    records = make.records(configuration.load(file), "letters", "train")[:40]
     records[-1] = asked("a sign")
     listed.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
-    run = ["--task", "ocr", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
+    run = ["--task", "letters", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
     assert cli.main(["train", "--config", str(file), *run]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("star train: prompt 'a sign': no quoted target")
@@ -179,7 +179,7 @@ def test_compiled_blocks_give_the_numbers_of_the_others(
 def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_path: Path) -> None:
     """Noise and prompts are named by what they are for, so halves of a batch see the same numbers as the whole."""
     config = _config(random_base, "policy.precision=float32")
-    records = make.records(config, "pickscore", "train")
+    records = make.records(config, "preference", "train")
     found = []
     for batch in (4, 8):
         rollout = config.rollout.model_copy(update={"batch": batch})
@@ -201,7 +201,7 @@ def test_the_batch_split_changes_no_more_than_rounding(random_base: Path, tmp_pa
 
 def test_a_group_may_start_at_the_same_noise(random_base: Path) -> None:
     config = _config(random_base)
-    records = make.records(config, "pickscore", "train")
+    records = make.records(config, "preference", "train")
     rollout = config.rollout.model_copy(update={"same_start": True})
     policy, ids = Generator(config.policy), [5, 3]
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
@@ -218,7 +218,7 @@ def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monk
     """As many images go through the model as there are different ones, and every row gets what it would get alone."""
     config = _config(random_base, "rollout.window=1", "rollout.window_range=[2, 3]", "rollout.same_start=true")
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": 8, "steps": 4})})
-    records = make.records(config, "pickscore", "train")
+    records = make.records(config, "preference", "train")
     policy, ids, rollout = Generator(config.policy, config.allocation), [5, 3], config.rollout
     chosen, schedule = [records[i] for i in ids], epoch_schedule(policy, rollout, trained_steps(rollout, 0, 1))
     sizes, velocity = [], policy.velocity
@@ -244,7 +244,7 @@ def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monk
 def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar: tuple[Path, list[dict]]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(_config(random_base).model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -277,7 +277,7 @@ def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(_config(random_base, "scorers.workers=1").model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline, killed = time.monotonic() + 240, 0
@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_falls_back_and_other_settings_are_refused(
     assert "epoch0003: damaged" in capsys.readouterr().err
     assert numbers(rows) == numbers(scalar[1])
     with pytest.raises(InputError, match="other settings"):
-        _train(random_base, tmp_path, "flow_grpo", "training.learning_rate=0.1")
+        _train(random_base, tmp_path, "flow_grpo", "optimizer.learning_rate=0.1")
     assert checkpoint.newest(tmp_path / "checkpoints", "another digest", 3, start_over=True) is None
     assert "training begins anew" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()
 

@@ -27,7 +27,7 @@ from star.training.update import update_policy
 ROOT = Path(__file__).parents[2]
 SMALL = ["rollout.steps=4", "rollout.groups=2", "rollout.group_size=6", "rollout.batch=4", "rollout.same_start=false"]
 SMALL += ["rollout.trained_fraction=0.99", "training.updates_per_epoch=1", "policy.precision=float32"]
-SMALL += ["training.clip_range=5e-3", "training.kl_beta=1.0", "training.max_grad_norm=1e9"]
+SMALL += ["objective.clip_range=5e-3", "objective.kl_weight=1.0", "optimizer.max_grad_norm=1e9"]
 WHOLE, WINDOW = ["rollout.window=null", "rollout.window_range=null"], ["rollout.window=2", "rollout.window_range=[0, 4]"]
 LATE = ["rollout.window=2", "rollout.window_range=[1, 3]", "rollout.same_start=true"]  # one step before them
 
@@ -47,7 +47,7 @@ class NoRewards:
 
 def _settings(base: Path, *more: str) -> tuple[RunSettings, list[dict]]:
     config = configuration.load(ROOT / "config/miniature.yaml", [*SMALL, f"policy.model={base}", *more])
-    return configuration.run_settings(config, "pickscore", "flow_grpo"), make.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "preference", "flow_grpo"), make.records(config, "preference", "train")
 
 
 def _disturb(parameters: list[torch.nn.Parameter], size: float, seed: int) -> None:
@@ -75,7 +75,7 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
     """Same noise and prompts, written twice: pictures, latents, log-probabilities, losses and the gradient of an epoch."""
     settings, records = _settings(random_base, f"policy.guidance={guidance}", *steps)
     rollout, training_ = settings.rollout, settings.training
-    learner = Learner(Generator(settings.policy), training_, seed=0)
+    learner = Learner(Generator(settings.policy), settings.optimizer, training_, seed=0)
     policy, pool, ids = learner.policy, NoRewards(), draw_prompts(rollout.groups, len(records), 0, 1)
     _disturb(learner.parameters, 0.2, seed=1)  # a policy that differs from its reference
     noises, sample = [], policy.sample
@@ -87,7 +87,7 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
     policy.sample = listening
     ours, shared, trained = _ours(settings, learner, records, ids, pool)
 
-    plain = flow_grpo.FlowGrpo(policy.pipe, settings.policy, rollout, training_, policy.device)
+    plain = flow_grpo.FlowGrpo(policy.pipe, settings, policy.device)
     with flow_grpo.stock_attention(policy.transformer):
         text = plain.encode([records[i].text for i in ids for _ in range(rollout.group_size)])
         theirs, pictures = plain.sample(*text, torch.cat(noises), trained)
@@ -108,8 +108,7 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
     learner.step = learner.optimizer.step = keep
     row = update_policy(
         learner,
-        training_,
-        "weighted",
+        settings.objective,
         shared["schedule"],
         trained,
         ours,
@@ -120,6 +119,7 @@ def test_plain_flow_grpo_is_the_scalar_method(random_base: Path, guidance: float
         shared["empty"],
         Processes(),
         batch=rollout.batch,
+        updates_per_epoch=training_.updates_per_epoch,
         seed=0,
         epoch=1,
         expect_ratio_one=False,
@@ -203,7 +203,7 @@ def test_the_true_size_is_the_published_one() -> None:
 def test_the_true_size_reward_passes_the_scorers_own_checks(tmp_path: Path) -> None:
     sd35_medium.save_pickscore(tmp_path, torch.device("cpu"), layers=2)
     config = configuration.load(ROOT / "config/sd35-medium.yaml", ["scorers.device=cpu"])
-    folder = {"pickscore_model": str(tmp_path), "pickscore_processor": str(tmp_path)}
+    folder = {"pickscore": configuration.Pickscore(model=str(tmp_path), processor=str(tmp_path))}
     scorer = PickScorer(config.scorers.model_copy(update=folder))
     assert np.isfinite(scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a dog")])[0]["reward"])
 

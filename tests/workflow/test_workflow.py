@@ -36,8 +36,9 @@ if stage == "prompts":
 elif stage == "score":
     put(given["--out"]), put(given["--guards"])
 elif stage == "train":
-    training = yaml.safe_load(Path(given["--config"]).read_text())["training"]
-    for step in range(training["checkpoint_every"], training["epochs"] + 1, training["checkpoint_every"]):
+    config = yaml.safe_load(Path(given["--config"]).read_text())
+    every = config["checkpoints"]["every"]
+    for step in range(every, config["training"]["epochs"] + 1, every):
         put(f"{given['--out']}/checkpoints/epoch{step:04d}/state/progress.json")
         put(f"{given['--out']}/checkpoints/epoch{step:04d}/adapter/pytorch_lora_weights.safetensors")
         if Path("stop").exists():
@@ -48,7 +49,7 @@ elif stage == "sample":
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
-    assert Path("results/toy/geneval/star/seed1/guards/epoch0004.json").exists()
+    assert Path("results/toy/shapes/star/seed1/guards/epoch0004.json").exists()
     put(f"{given['--out']}/tables/comparisons.csv")
     for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
         put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -69,8 +70,12 @@ class Toy:
         self.folder = folder
         config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
         config["experiment"], config["policy"]["model"] = "toy", "no-such-folder"
-        config["training"] |= {"epochs": 4, "checkpoint_every": 2}
-        config["tasks"] = {task: {"reward": {task: 1.0}} for task in ("geneval", "ocr")}
+        config["training"] |= {"epochs": 4}
+        config["checkpoints"] = {"every": 2}
+        config["tasks"] = {
+            "shapes": {"prompts": "shapes", "reward": {"geneval": 1.0}},
+            "letters": {"prompts": "letters", "reward": {"ocr": 1.0}},
+        }
         config["methods"] = {method: config["methods"][method] for method in ("flow_grpo", "star")}
         (folder / "toy.yaml").write_text(yaml.safe_dump(config))
         (folder / "star").mkdir()
@@ -130,7 +135,7 @@ def test_a_run_calls_every_stage_as_often_as_it_must(finished: Toy):
     untrained = [call for call in finished.calls() if call.startswith("sample") and "/base/" in call]
     assert len(untrained) == 2 and not any("--adapter" in call for call in untrained)
     resolved = yaml.safe_load((finished.folder / "results/toy/config.yaml").read_text())
-    assert resolved["training"]["epochs"] == 4 and resolved["training"]["weight_decay"] == 1e-4
+    assert resolved["training"]["epochs"] == 4 and resolved["optimizer"]["weight_decay"] == 1e-4
 
 
 def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: Toy):
@@ -139,7 +144,7 @@ def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: 
 
 
 def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
-    jobs, printed = finished.planned("--config", "methods={star: {training: {learning_rate: 0.5}}}")
+    jobs, printed = finished.planned("--config", "methods={star: {optimizer: {learning_rate: 0.5}}}")
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
 
@@ -154,7 +159,7 @@ def test_a_second_seed_makes_evidence(toy: Toy):
 
 
 def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
-    tasks, methods = "tasks={pickscore: {reward: {pickscore: 1.0}}}", "seeds=[0, 1]"
+    tasks, methods = "tasks={preference: {prompts: preference, reward: {pickscore: 1.0}}}", "seeds=[0, 1]"
     jobs, _ = toy.planned("--config", tasks, methods)
     # base, flow_grpo and star under two seeds; the maps are star's
     assert (jobs["sample_attributes"], jobs["score_attributes"], jobs["map_statistics"]) == (6, 6, 2)
@@ -167,13 +172,13 @@ def test_changed_evaluation_trains_nothing(finished: Toy):
 
 def test_pictures_that_were_redone_are_scored_again(toy: Toy):
     # Their prompt list has the same content as before: going by checksums would keep the old scores.
-    (toy.folder / "results/toy/ocr/star/seed0/samples/epoch0004/prompts.jsonl").touch()
+    (toy.folder / "results/toy/letters/star/seed0/samples/epoch0004/prompts.jsonl").touch()
     jobs, _ = toy.planned()
     assert jobs == {"score": 1, "log": 1, "tables": 1, "log_tables": 1}
 
 
 def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(toy: Toy):
-    run, changed = toy.folder / "results/toy/ocr/star/seed0", ("--config", "methods={star: {training: {kl_beta: 0.5}}}")
+    run, changed = toy.folder / "results/toy/letters/star/seed0", ("--config", "methods={star: {objective: {kl_weight: 0.5}}}")
     shutil.rmtree(run / "checkpoints")
     (toy.folder / "stop").touch()
     failed = toy.snakemake(*changed)
@@ -185,7 +190,7 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
 
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
-    toy, scores = Toy(tmp_path), "results/toy/ocr/base/seed0/scores/epoch0000.jsonl"
+    toy, scores = Toy(tmp_path), "results/toy/letters/base/seed0/scores/epoch0000.jsonl"
     hub = ("--config", "policy={model: acme/base, revision: abc}", "--", scores)
     done = toy.snakemake(*hub)
     assert done.returncode == 0, done.stdout
@@ -213,7 +218,7 @@ def test_rules_that_score_have_what_their_engine_needs_in_their_environment(toy:
     conda.chmod(0o755)
     for engine, environments in (("rapidocr", {"star"}), ("easyocr", {"star", "easyocr"})):
         done = toy.snakemake(
-            "-n", "--forceall", "--sdm", "conda", "--config", f"scorers={{ocr_engine: {engine}}}", path=conda.parent
+            "-n", "--forceall", "--sdm", "conda", "--config", f"scorers={{ocr: {{engine: {engine}}}}}", path=conda.parent
         )
         assert done.returncode == 0, done.stdout
         assert set(re.findall(r"Conda environment \S*?(\w+)\.yaml will be created", done.stdout)) == environments
@@ -223,7 +228,7 @@ def test_a_wrong_key_stops_everything_and_is_named(toy: Toy):
     before = toy.calls()
     done = toy.snakemake("--config", "training={epohcs: 3}")
     assert done.returncode == 1
-    assert "toy.yaml: training.epohcs: no such key" in done.stdout
+    assert "command line: training.epohcs: no such key" in done.stdout
     assert "Traceback" not in done.stdout and toy.calls() == before
 
 

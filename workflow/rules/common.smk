@@ -1,16 +1,14 @@
 """Where everything lies, what every rule runs on, and which settings it depends on. No rules here."""
 
 import hashlib
-import json
 
 import yaml
 
 from star import layout
-from star.config import DRAWN_BY, run_settings
+from star.config import SCORERS, key, run_settings
 from star.evidence import questions
 from star.files import write_text
 from star.hub.fetch import needs
-from star.scoring import custom
 
 EXPERIMENT = layout.experiment(CONFIG)
 RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
@@ -36,7 +34,7 @@ if workflow.deployment_settings.deployment_method:
 OFFLINE = f"HF_HUB_OFFLINE=1 {ENVIRONMENT}"  # what jobs need from the hub the rule `fetch` has brought
 ONLINE_STAR, STAR = (f"{environment} {PYTHON} -m star.cli" for environment in (ENVIRONMENT, OFFLINE))
 
-SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr_engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
+SCORING = f"../../envs/{'easyocr' if CONFIG.scorers.ocr.engine == 'easyocr' else 'star'}.yaml"  # environment of rules that score
 
 GPUS = 0 if CONFIG.policy.device == "cpu" else 1
 PROCESSES, MACHINES = CONFIG.compute.processes, CONFIG.compute.machines
@@ -58,31 +56,21 @@ wildcard_constraints:
 
 
 def write_resolved_config():
-    """The configuration with all overrides and defaults, which the jobs read. Rules depend on `digest`, not on this file."""
+    """The configuration with all overrides and defaults, which the jobs read. Rules depend on keys, not on this file."""
     text = yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False)
     if not (RESOLVED.exists() and RESOLVED.read_text(encoding="utf-8") == text):
         write_text(RESOLVED, text)
 
 
-def digest(*sections):
-    """A parameter function: a digest of sections of the settings of the job's task and method.
+def settings_of(wildcards):
+    """The settings of the job's task and method."""
+    return run_settings(CONFIG, wildcards.task, wildcards.get("method", "base"))
 
-    As a parameter it makes Snakemake rerun a job when one of these settings changes, and only then.
-    """
 
-    def of_job(wildcards):
-        settings = run_settings(CONFIG, wildcards.task, wildcards.get("method", "base")).model_dump(mode="json")
-        for key in ("workers", "diversity"):  # how many processes score, and how a guard looks, change no score
-            settings["scorers"].pop(key)
-        settings["prompts"].pop("mirror")  # holds the same files as the published place
-        if not settings["prompts"]["files"]:
-            settings["prompts"].pop("files")
-        for key in ("max_kl", "save_every", "keep_states"):
-            settings["training"].pop(key)
-        text = json.dumps([settings[name] for name in sections])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    return of_job
+def scoring_keys(wildcards):
+    """What scores and guards of a task depend on: its scorers, and all those that the guards may look with."""
+    scorers = [*settings_of(wildcards).report, *SCORERS]
+    return [key.scoring_key(CONFIG, scorer) for scorer in scorers] + [CONFIG.scorers.diversity]
 
 
 def trained(wildcards):
@@ -115,10 +103,10 @@ def weights(*folders):
     return sorted(str(file) for folder in folders for file in Path(folder).glob("**/*.safetensors"))
 
 
-def scorer_weights(*tasks):
-    """The weight files of the scorers of some tasks, and the modules of users' own ones."""
-    own = [str(custom.source(name)) for name in tasks if ":" in name]
-    return own + (weights(CONFIG.scorers.pickscore_model) if "pickscore" in tasks else [])
+def scorer_weights(*scorers):
+    """The weight files of some scorers, and the modules of users' own ones."""
+    own = [str(key.function_file(name)) for name in scorers if ":" in name]
+    return own + (weights(CONFIG.scorers.pickscore.model) if "pickscore" in scorers else [])
 
 
 def of_epochs(file, task, method, seed):
@@ -129,7 +117,8 @@ def of_epochs(file, task, method, seed):
 
 def maps(task, method, seed):
     """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
-    looks = run_settings(CONFIG, task, method).allocation.source == "attention"
+    allocation = run_settings(CONFIG, task, method).allocation
+    looks = allocation.source == "attention" and allocation.control in ("none", "inverse")
     return [layout.run(CONFIG, task, method, seed).maps / "maps.svg"] if looks and int(seed) == CONFIG.seeds[0] else []
 
 

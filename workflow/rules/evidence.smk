@@ -1,4 +1,4 @@
-# Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's pickscore task.
+# Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's free captions.
 
 
 use rule sample as sample_attributes with:
@@ -14,8 +14,7 @@ use rule sample as sample_attributes with:
     benchmark:
         f"{BENCHMARKS}/sample_attributes/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        settings=digest("policy", "evaluation"),
-        drawn_by=DRAWN_BY,
+        key=key.sampling_key(CONFIG),
         config=RESOLVED,
         images=str(RUN.attributes / "samples"),
         adapter=adapter_option,
@@ -27,7 +26,7 @@ use rule score as score_attributes with:
     input:
         RUN.attributes / "samples/prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(wildcards.task),
+        scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].report),
     output:
         scores=RUN.attributes / "scores.jsonl",
     log:
@@ -35,7 +34,7 @@ use rule score as score_attributes with:
     benchmark:
         f"{BENCHMARKS}/score_attributes/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        settings=digest("scorers"),
+        key=scoring_keys,
         config=RESOLVED,
         images=str(RUN.attributes / "samples"),
         guards="",
@@ -56,8 +55,7 @@ use rule maps as map_statistics with:
     benchmark:
         f"{BENCHMARKS}/map_statistics/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        settings=digest("policy", "rollout", "allocation"),
-        drawn_by=DRAWN_BY,
+        key=lambda wildcards: key.maps_key(settings_of(wildcards)),
         config=RESOLVED,
         out=str(RUN.attributes),
         adapter=adapter_option,

@@ -12,8 +12,7 @@ rule maps:
     benchmark:
         f"{BENCHMARKS}/maps/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        settings=digest("policy", "rollout", "allocation"),
-        drawn_by=DRAWN_BY,
+        key=lambda wildcards: key.maps_key(settings_of(wildcards)),
         config=RESOLVED,
         out=str(RUN.maps),
         adapter=adapter_option,

@@ -1,6 +1,6 @@
 rule prompts:
     input:
-        own=lambda wildcards: CONFIG.prompts.files.get(wildcards.task, {}).get(wildcards.split, []),
+        own=lambda wildcards: getattr(CONFIG.tasks[wildcards.task].prompts, wildcards.split, None) or [],
         fetched=FETCHED,
     output:
         PROMPTS,
@@ -9,7 +9,7 @@ rule prompts:
     benchmark:
         f"{BENCHMARKS}/prompts/{{task}}-{{split}}.tsv"
     params:
-        settings=digest("prompts"),
+        key=lambda wildcards: key.prompts_key(settings_of(wildcards), wildcards.split),
         config=RESOLVED,
     threads: 1
     resources:

@@ -13,8 +13,7 @@ rule sample:
     benchmark:
         f"{BENCHMARKS}/sample/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
     params:
-        settings=digest("policy", "evaluation"),
-        drawn_by=DRAWN_BY,
+        key=key.sampling_key(CONFIG),
         config=RESOLVED,
         images=str(RUN.samples(EPOCH)),
         adapter=adapter_option,

@@ -2,7 +2,7 @@ rule score:
     input:
         RUN.samples(EPOCH) / "prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(wildcards.task, "pickscore"),  # the guards look with PickScore
+        scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].report, "pickscore"),  # the guards look with PickScore
     output:
         scores=RUN.scores(EPOCH),
         guards=RUN.guards(EPOCH),
@@ -11,8 +11,7 @@ rule score:
     benchmark:
         f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
     params:
-        settings=digest("scorers"),
-        diversity=CONFIG.scorers.diversity,
+        key=scoring_keys,
         config=RESOLVED,
         images=str(RUN.samples(EPOCH)),
         guards=lambda wildcards, output: f"--guards {output.guards}",

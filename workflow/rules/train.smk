@@ -14,7 +14,8 @@ rule train:
     benchmark:
         f"{BENCHMARKS}/train/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        settings=digest("prompts", "reward", "policy", "rollout", "training", "allocation", "scorers"),
+        key=lambda wildcards: key.training_key(settings_of(wildcards)),
+        epochs=epochs,
         config=RESOLVED,
         run=str(RUN.folder),
         adapters=adapter_files,

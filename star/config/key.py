@@ -1,0 +1,154 @@
+"""Keys: the only digests of settings. Two runs of one key give the same numbers; whatever else differs may change freely.
+
+A key is the first 12 hex digits of the SHA-256 of a JSON text. What goes into it: the fields that change numbers, the content
+of weights, prompt files and reward functions, and the version of the stage's code. What stays out:
+
+- fields marked `SPEED_ONLY` in star/config/sections.py, and the sections `compute` and `checkpoints`;
+- fields that have their default, so that a new field orphans nothing;
+- settings of scorers that the reward does not use;
+- how long a training goes on (`training.epochs`, `training.max_kl`).
+
+Whoever changes a default, or code so that numbers change, raises the stage's version here.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from star.config.experiment import Config, RunSettings
+from star.config.sections import PolicySettings
+from star.errors import InputError
+
+# sampling 2: adapters at full strength
+VERSIONS = {"prompts": 1, "training": 1, "sampling": 2, "scoring": 1}
+_LENGTH = ("epochs", "max_kl")
+_WEIGHTS = (".safetensors", ".json", ".txt", ".model", ".pth")
+_MODELS = {  # by scorer: fields that name weights, with those that name their commits
+    "geneval": {"model": "revision", "color_model": "color_revision"},
+    "ocr": {},
+    "pickscore": {"model": "revision", "processor": "processor_revision"},
+}
+
+
+def training_key(settings: RunSettings) -> str:
+    """What the numbers of a training depend on, but for the seed."""
+    allocation = {} if settings.allocation.source == "none" else counted(settings.allocation)
+    return digest(
+        {
+            "version": VERSIONS["training"],
+            "prompts": prompts_key(settings, "train"),
+            "policy": _policy(settings.policy),
+            "rollout": counted(settings.rollout),
+            "objective": {"name": settings.objective.name, **counted(settings.objective)},
+            "optimizer": counted(settings.optimizer),
+            "training": counted(settings.training, without=_LENGTH),
+            "allocation": allocation,
+            "reward": settings.reward,
+            "scorers": {scorer: scoring_key(settings, scorer) for scorer in settings.reward},
+        }
+    )
+
+
+def sampling_key(settings: RunSettings | Config) -> str:
+    """What test pictures depend on, but for adapter, prompts and seed."""
+    evaluation = counted(settings.evaluation)
+    return digest({"version": VERSIONS["sampling"], "policy": _policy(settings.policy), "evaluation": evaluation})
+
+
+def maps_key(settings: RunSettings) -> str:
+    """What drawn and measured maps depend on, but for adapter, prompts and seed."""
+    sections = {"rollout": counted(settings.rollout), "allocation": counted(settings.allocation)}
+    return digest({"version": VERSIONS["sampling"], "policy": _policy(settings.policy), **sections})
+
+
+def scoring_key(settings: RunSettings | Config, scorer: str) -> str:
+    """What the scores of one scorer depend on, but for the pictures. Raises InputError for a function that is not there."""
+    if ":" in scorer:
+        return digest({"version": VERSIONS["scoring"], "function": scorer, "file": _content(function_file(scorer))})
+    section = getattr(settings.scorers, scorer)
+    models = _MODELS[scorer]
+    weights = {name: weights_digest(getattr(section, name), getattr(section, commit)) for name, commit in models.items()}
+    if scorer == "geneval" and section.detector == "miniature":
+        weights = {}
+    fields = counted(section, without=(*models, *models.values()))
+    return digest({"version": VERSIONS["scoring"], "scorer": scorer, "settings": fields, "weights": weights})
+
+
+def prompts_key(settings: RunSettings, split: str) -> str:
+    """What the prompts of a split depend on. Raises InputError for a file that is not there."""
+    file = getattr(settings.prompts_set, split, None)
+    if file is not None:
+        return digest({"version": VERSIONS["prompts"], "file": _content(Path(file))})
+    return digest({"version": VERSIONS["prompts"], "set": settings.prompts_set.set, "prompts": counted(settings.prompts)})
+
+
+def counted(section: BaseModel, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of a section that change numbers and have another value than their default."""
+    fields = {}
+    for name, field in type(section).model_fields.items():
+        value, marked = getattr(section, name), field.json_schema_extra or {}
+        if name in without or marked.get("speed_only") or value == field.default:
+            continue
+        fields[name] = counted(value) if isinstance(value, BaseModel) else value
+    return fields
+
+
+def digest(value: Any) -> str:
+    """The first 12 hex digits of the SHA-256 of a value's JSON text; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights_digest(source: str, revision: str | None = None, commit: str | None = None) -> str:
+    """Names the weights of `source`: by its files for a folder or file, by the commit for a repository.
+
+    `commit` is what a `revision` that is no commit, or is missing, was resolved to. Moving a folder does not change it.
+    """
+    place = Path(source)
+    if place.is_file():
+        return digest({"file": _content(place)})
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.suffix in _WEIGHTS and file.name != "training.json")
+        return digest({str(file.relative_to(place)): _content(file) for file in files})  # training.json: only its history
+    return digest({"repository": source, "commit": commit or revision})
+
+
+def function_file(name: str) -> Path:
+    """The file of the module in `module:function`. Raises InputError when there is none."""
+    module = name.partition(":")[0]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        raise InputError(f"reward.{name}: no module `{module}` in {Path.cwd()} or among the installed packages")
+    return Path(spec.origin)
+
+
+def _policy(policy: PolicySettings) -> dict[str, Any]:
+    weights = weights_digest(policy.model, policy.revision)
+    return counted(policy, without=("model", "revision")) | {"weights": weights}
+
+
+def _content(file: Path) -> str:
+    """The SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
+    try:
+        known = file.stat()
+        return _hashed(file.resolve(), known.st_size, known.st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+
+
+@functools.cache
+def _hashed(file: Path, size: int, mtime_ns: int) -> str:
+    """Gigabytes are read once, as long as size and time stay what they were."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
