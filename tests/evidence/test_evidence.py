@@ -13,7 +13,7 @@ import synthetic
 from star import cli, layout
 from star.config import Config, load, run_settings
 from star.errors import InputError
-from star.evidence import data, questions
+from star.evidence import data, questions, quotes
 
 CONFIG = "config/experiments/evidence-miniature.yaml"
 METHODS = """{
@@ -110,6 +110,24 @@ def test_the_page_has_the_numbers_of_the_tables(page: Path):
     row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["letters", "star", "random"]
     assert f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
     assert f"{row['area']:+.3f} [{row['area_low']:+.3f}, {row['area_high']:+.3f}]" in text
+
+
+def test_a_person_can_quote_the_tables(results: Path, page: Path):
+    row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["letters", "star", "random"]
+    epochs = _table(page, "thresholds").set_index(["task", "method"]).loc["letters", "star"]
+    rows = [line for line in (page / "tables.md").read_text(encoding="utf-8").splitlines() if line.startswith("| letters")]
+    text = (
+        f"<!-- tables: {page.name} -->\nGain {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        f"<!-- comparisons: letters star random --> in {epochs['epochs']:.0f} [{epochs['epochs_low']:.0f}, "
+        f"{epochs['epochs_high']:.0f}]<!-- thresholds: letters star / epochs --> epochs.\n\n{rows[-1]}\n"
+        f"![Main]({page.name}/figures/main.svg)\n"
+    )
+    written = results / "page.md"
+    written.write_text(text, encoding="utf-8")
+    assert quotes.check(written) == 2
+    written.write_text(text.replace(f"{row['mean']:+.3f}", f"{row['mean'] + 0.001:+.3f}"), encoding="utf-8")
+    with pytest.raises(InputError, match="1 of its numbers"):
+        quotes.check(written)
 
 
 def test_failures_are_shares_of_all_pictures(page: Path):
