@@ -103,7 +103,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(random_base: Pat
     name = next(n for n, p in learner.policy.transformer.named_parameters() if p is learner.parameters[3])
     before = [p.detach().clone() for p in learner.parameters]
     with pytest.raises(Diverged, match=rf"gradient of {name} is not finite \(epoch 7\); weights are untouched"):
-        learner.step(settings.training, 7)
+        learner.step(7)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True)) and learner.ema.steps == 0
 
 
