@@ -79,9 +79,10 @@ class Run:
         """The folder of test pictures."""
         return self.folder / "samples" / epoch_name(epoch)
 
-    def scores(self, epoch: int | str) -> Path:
-        """The scores of an epoch's pictures."""
-        return self.folder / "scores" / f"{epoch_name(epoch)}.jsonl"
+    def scores(self, epoch: int | str, scorer: str | None = None) -> Path:
+        """The scores of an epoch's pictures, by the scorer of the task's main column or by another reported `scorer`."""
+        other = "" if scorer is None else "." + scorer.replace(":", ".")
+        return self.folder / "scores" / f"{epoch_name(epoch)}{other}.jsonl"
 
     def guards(self, epoch: int | str) -> Path:
         return self.folder / "guards" / f"{epoch_name(epoch)}.json"

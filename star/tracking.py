@@ -219,10 +219,16 @@ def _training_values(rows: list[dict]) -> dict[tuple[str, int], float]:
 
 
 def _test_values(run: Path, task: str, scorer: str) -> dict[tuple[str, int], float]:
-    """(metric, step) -> value of every checkpoint: test/<task>, test/<task>/<tag> where tags are averaged; guard/<guard>."""
+    """(metric, step) -> value of every checkpoint: test/<task>, test/<task>/<tag> where tags are averaged; guard/<guard>.
+
+    Of other reported scorers test/<task>/<scorer>.
+    """
     values = {}
     for path in sorted((run / "scores").glob("epoch*.jsonl")):
         step, scores = epoch_of(path), read_scores(path)
+        if other := path.stem.partition(".")[2]:
+            values[f"test/{task}/{other}", step] = overall(other, scores)
+            continue
         values[f"test/{task}", step] = overall(scorer, scores)
         if by_tag(scorer):
             for tag, mean in scores.groupby("tag")["score"].mean().items():

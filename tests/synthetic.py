@@ -8,15 +8,15 @@ import pandas as pd
 
 from star import code, layout
 from star.analysis.comparisons import KINDS
-from star.analysis.results import main_scorer, methods
-from star.config import Config, run_settings
+from star.analysis.results import methods
+from star.config import Config, main_scorer, run_settings
 from star.evidence.questions import ATTRIBUTE_METHODS, attribute_task
 from star.files import write_json, write_jsonl, write_text
 
 TAGS = {
-    "shapes": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
-    "letters": {"ocr": 96},
-    "preference": {"free": 96},
+    "geneval": {"single_object": 5, "two_object": 10, "counting": 7, "colors": 12, "position": 30, "color_attr": 40},
+    "ocr": {"ocr": 96},
+    "pickscore": {"free": 96},
 }
 LEARNED = {"geneval": 0.16, "ocr": 0.18, "pickscore": 4.5}  # by flow_grpo
 START = {"geneval": 0.5, "ocr": 0.45, "pickscore": 13.0}

@@ -61,6 +61,7 @@ def _fill(folder: Path, method: str, epochs: int = EPOCHS, step: int = EPOCHS) -
     known = {"sample": 0, "prompt": "p", "filename": "f", "scorer": "s"}
     scores = [{"tag": t, "score": float(i > 0), "prompt_id": f"{i}", **known} for i, t in enumerate(tags)]
     _write(run / f"scores/epoch{step:04d}.jsonl", scores)
+    _write(run / f"scores/epoch{step:04d}.ocr.jsonl", scores)  # another reported scorer
     measured = {"diversity": None, "edge_density": 0.25, "color_entropy": 1.5}
     cross = {"pickscore": {"mean": 19.5, "images": 4, "scorer": "p"}}
     _write(run / f"guards/epoch{step:04d}.json", [{"images": 4, "features": "clip", **measured, "cross": cross}])
@@ -85,7 +86,7 @@ def _expected(epochs: int = EPOCHS) -> list[tuple[str, int, float]]:
         for key, value in row.items()
         if key != "epoch" and value is not None
     ]
-    tests = {"": (2 / 3 + 1) / 2, "/counting": 2 / 3, "/colors": 1.0}
+    tests = {"": (2 / 3 + 1) / 2, "/counting": 2 / 3, "/colors": 1.0, "/ocr": 0.75}
     guards = {"edge_density": 0.25, "color_entropy": 1.5, "pickscore": 19.5}  # no diversity of single pictures
     rows += [(f"guard/{guard}", EPOCHS, value) for guard, value in guards.items()]
     return sorted(rows + [(f"test/geneval{tag}", EPOCHS, value) for tag, value in tests.items()])
@@ -156,6 +157,7 @@ def test_base_has_its_scores(mirrored: tuple[Config, dict[str, str]]):
         ("test/geneval", 0),
         ("test/geneval/colors", 0),
         ("test/geneval/counting", 0),
+        ("test/geneval/ocr", 0),
     ]
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from star.analysis.comparisons import KINDS, Pair, by_task, of_task
-from star.analysis.results import main_scorer, shared_methods
+from star.analysis.results import shared_methods
 from star.analysis.style import (
     COLORS,
     SCORE_AXES,
@@ -30,7 +30,7 @@ from star.analysis.style import (
 )
 from star.analysis.tables import INTERVAL
 from star.analysis.text import digits, probability
-from star.config import Config
+from star.config import Config, main_scorer
 
 Tables = dict[str, pd.DataFrame]
 _BLUE, _SKY, _GREY = COLORS[0], COLORS[5], "#999999"
@@ -270,7 +270,7 @@ def _guard_path(axes: Axes, config: Config, paths: pd.DataFrame, guard: str) -> 
     for method in shared_methods(config, paths["task"].iloc[0]):
         points, style = paths[paths["method"] == method], look(config, method)
         axes.plot(points["score"], points[guard], **style, markersize=5, label=method)
-    start = paths[paths["step"] == 0].iloc[0]
+    start = paths[paths["epoch"] == 0].iloc[0]
     axes.plot(start["score"], start[guard], **look(config, "base"), markersize=8, label="base")
     of_scorer = f"{guard}'s scorer on these pictures" if guard in SCORE_AXES else guard
     axes.set_ylabel(_AXES.get(guard, of_scorer))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from star import layout
-from star.analysis.results import guard_order, main_scorer, main_scores, shared_methods
+from star.analysis.results import guard_order, main_scores, shared_methods
 from star.analysis.statistics import (
     PAIR,
     Cells,
@@ -28,8 +28,8 @@ from star.analysis.statistics import (
     value_at,
 )
 from star.analysis.tables import INTERVAL
-from star.config import Config, methods_of
-from star.scoring.geneval import FAILURES
+from star.config import Config, main_scorer, methods_of
+from star.scoring.rules import FAILURES
 
 Pair = tuple[str, str]  # method, reference
 Curve = dict[int, pd.DataFrame]  # epoch -> scores of its pictures
@@ -169,9 +169,9 @@ def learning(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
-    """Epochs until half of what `flow_grpo` gains: task, method, threshold, epochs, low, high, reached (share of resamples).
+    """Epochs until half of what `flow_grpo` gains: task, method, threshold, epochs, epochs_low, epochs_high, reached.
 
-    inf is "not reached"; a task on which flow_grpo gains nothing has no rows.
+    `reached` is the share of resamples that reach it, inf "not reached". A task on which flow_grpo gains nothing has no rows.
     """
     rows = []
     for task in config.tasks:
@@ -189,7 +189,7 @@ def thresholds(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
         for method, of_epoch in cells_of.items():
             epochs, reached = bootstrap_epochs_to(threshold, np.array(list(of_epoch)), list(of_epoch.values()))
             rows.append((task, method, threshold, *epochs, reached))
-    return pd.DataFrame(rows, columns=["task", "method", "threshold", "epochs", "low", "high", "reached"])
+    return pd.DataFrame(rows, columns=["task", "method", "threshold", "epochs", "epochs_low", "epochs_high", "reached"])
 
 
 # Failures of scorers that say what is wrong with a picture.
@@ -263,16 +263,16 @@ def guards_at_equal_score(config: Config, scores: pd.DataFrame, guards: pd.DataF
 
 
 def guard_paths(config: Config, scores: pd.DataFrame, guards: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of score and guards: task, method, step, score, and a column a guard."""
+    """Mean over seeds of score and guards: task, method, epoch, score, and a column a guard."""
     frames = []
     for task in config.tasks:
         for method in shared_methods(config, task):
             seeds = seeds_of(scores, task, method)
             runs = [_guards_by_epoch(config, scores, guards, (task, method, seed)) for seed in seeds]
-            mean = pd.concat(runs).groupby(level=0).mean().rename_axis("step").reset_index()
+            mean = pd.concat(runs).groupby(level=0).mean().rename_axis("epoch").reset_index()
             frames.append(mean.assign(task=task, method=method))
     table = pd.concat(frames, ignore_index=True)
-    index = ["task", "method", "step", "score"]
+    index = ["task", "method", "epoch", "score"]
     return table[[*index, *guard_order(column for column in table if column not in index)]]
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from star.analysis.results import main_scorer, main_scores, shared_methods
+from star.analysis.results import main_scores, shared_methods
 from star.analysis.statistics import summary
 from star.analysis.style import (
     STYLE,
@@ -241,7 +241,7 @@ def sample_grid(config: Config, shown: pd.DataFrame) -> Figure:
     caption(
         figure,
         f"Samples of the final checkpoints, {config.experiment}, seed {config.seeds[0]}. A row: one test prompt "
-        "under every method from the same initial noise; below each picture its score (geneval: 1 correct, 0 not). The "
+        "under every method from the same initial noise; below each picture its score. The "
         "prompts lie evenly in the test set, not chosen by score.",
     )
     return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from star import layout
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 from star.errors import InputError
 from star.files import read_jsonl
 from star.scoring.scorer import GUARDS
@@ -38,9 +38,9 @@ def reported(config: Config, task: str) -> list[str]:
     return config.tasks[task].report
 
 
-def main_scorer(config: Config, task: str) -> str:
-    """The scorer of a task's main column."""
-    return reported(config, task)[0]
+def column_name(config: Config, task: str, scorer: str) -> str:
+    """A reported score in headings: the main one by its task, others by task and scorer."""
+    return task if scorer == main_scorer(config, task) else f"{task}: {scorer}"
 
 
 def main_scores(config: Config, scores: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -83,14 +83,15 @@ def run_scores(config: Config, task: str, method: str, seed: int) -> dict[Path, 
     """
     run, frames = layout.run(config, task, method, seed), {}
     epochs = layout.epochs(config, task, method)
-    for metric in reported(config, task):
+    main, *others = reported(config, task)
+    for metric in (main, *others):
         for epoch in epochs:
-            path = run.scores(epoch)
+            path = run.scores(epoch, metric if metric in others else None)
             if path.is_file():
                 of_run = {"task": task, "method": method, "seed": seed, "epoch": epoch, "metric": metric}
                 frames[path] = read_scores(path).assign(**of_run)
             elif epoch == epochs[-1]:
-                command = f"star score --task {task} --images {run.samples(epoch)} --out {path}"
+                command = f"star score --task {metric} --images {run.samples(epoch)} --out {path}"
                 raise InputError(f"{path}: no such file; run `{command}`")
     return frames
 

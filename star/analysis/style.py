@@ -50,11 +50,6 @@ def score_axis(scorer: str) -> str:
     return SCORE_AXES.get(scorer, f"score of {scorer}")
 
 
-def column_name(task: str, scorer: str) -> str:
-    """A task's score in headings; the scorer is named where its name is another."""
-    return task if scorer == task else f"{task}: {scorer}"
-
-
 def look(config: Config, method: str) -> dict:
     """Colour and marker of a method, the same in every figure; the first 49 methods differ."""
     if method == "base":

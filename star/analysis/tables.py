@@ -6,9 +6,9 @@ several seeds: cost_ratios, diagnostics, localisation, with Student's t over the
 
 import pandas as pd
 
-from star.analysis.results import RUN, main_scorer, main_scores, methods, reported
+from star.analysis.results import RUN, main_scores, methods, reported
 from star.analysis.statistics import Interval, by_tag, difference, student, summary
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 
 REFERENCES = ("base", "flow_grpo", "random")
 STATISTIC = ["mean", "ci_low", "ci_high", "n"]
@@ -58,9 +58,9 @@ def categories(config: Config, final: pd.DataFrame) -> pd.DataFrame:
 
 
 def guards(measured: pd.DataFrame) -> pd.DataFrame:
-    """Long table of the collapse guards of every scored epoch: task, method, step, guard, mean over seeds, n images."""
-    defined = measured.dropna(subset="value").rename(columns={"epoch": "step"})
-    grouped = defined.groupby(["task", "method", "step", "guard"], sort=False)
+    """Long table of the collapse guards of every scored epoch: task, method, epoch, guard, mean over seeds, n images."""
+    defined = measured.dropna(subset="value")
+    grouped = defined.groupby(["task", "method", "epoch", "guard"], sort=False)
     return grouped.agg(mean=("value", "mean"), n=("images", "sum")).reset_index()
 
 

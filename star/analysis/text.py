@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.analysis.results import guard_order, reported
+from star.analysis.results import column_name, guard_order, reported
 from star.analysis.statistics import PROMPT_RESAMPLES
-from star.analysis.style import SCORE_NOTES, column_name
+from star.analysis.style import SCORE_NOTES
 from star.config import Config
 from star.files import write_text
 
@@ -99,14 +99,14 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
     """
     trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
     guards = tables["guards"]
-    last = guards[guards["step"] == guards.groupby(["task", "method"])["step"].transform("max")]
+    last = guards[guards["epoch"] == guards.groupby(["task", "method"])["epoch"].transform("max")]
     scores, differences = _main(config, tables["main"], prompts)
     readable = {
         "main": {"Scores": scores, "Paired differences": differences, "Collapse guards": _guards(last)},
         "categories": {task: _tags(rows) for task, rows in tables["categories"].groupby("task", sort=False)},
         "cost": {"Cost": _cost(tables["cost"])},
         "ablation": {task: _ablation(rows) for task, rows in tables["ablation"].groupby("task", sort=False)},
-        "guards": {task: _guards(rows, "step") for task, rows in guards.groupby("task", sort=False)},
+        "guards": {task: _guards(rows, "epoch") for task, rows in guards.groupby("task", sort=False)},
     }
     titles = {
         "main": "Scores of the final checkpoints",
@@ -160,7 +160,7 @@ def _main(config: Config, main: pd.DataFrame, prompts: dict[str, int]) -> tuple[
             # The baseline minus a control would say again what the control minus the baseline says.
             paired = paired[(paired["method"] != "flow_grpo") | (paired["metric"] == f"{prefix}base")]
             places = digits(score["mean"])
-            heading = f"{column_name(task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
+            heading = f"{column_name(config, task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
             labels = paired["method"] + " - " + paired["metric"].str.removeprefix(prefix)
             scores[heading] = pd.Series(intervals(score, places, columns=_CI), index=score["method"])
             differences[heading] = pd.Series(_starred(paired, places), index=labels)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from pydantic import ValidationError
 
 from star import code, layout
 from star.analysis import results
-from star.config import Config, run_settings
-from star.config.key import VERSIONS, training_key, weights_digest
+from star.config import Config, RunSettings, run_settings
+from star.config.key import prompts_key, sampling_key, scoring_key, training_key, weights_digest
 from star.errors import InputError
 from star.evidence.questions import ATTRIBUTE_METHODS, looks_at_attributes, require
 from star.files import write_bytes
@@ -25,8 +26,6 @@ RunName = tuple[str, str, int]  # task, method, seed
 _SCORES = ["epoch", "metric", "prompt_id", "sample", "tag", "prompt", "scorer", "score"]
 _GUARDS = ["epoch", "guard", "value", "images", "by"]
 _FRAMES = ("scores", "guards", "metrics", "attributes", "maps")
-_SOURCE = ("settings", "epochs", "evaluation", "drawn_by")
-_SECTIONS = ("rollout", "training", "allocation", "reward", "policy")
 
 
 class Data(NamedTuple):
@@ -103,12 +102,13 @@ def _source(config: Config, run: RunName) -> dict[str, Any]:
     """What two files of the same run must have in common."""
     task, method, _ = run
     settings = run_settings(config, task, method)
-    return {
-        "settings": training_key(settings),
+    source = {
+        "sampling": sampling_key(settings),
+        "scoring": {scorer: scoring_key(settings, scorer) for scorer in settings.report},
+        "prompts": prompts_key(settings, settings.evaluation.split),
         "epochs": layout.epochs(config, task, method),
-        "evaluation": settings.evaluation.model_dump(exclude={"batch"}),
-        "drawn_by": VERSIONS["sampling"],
     }
+    return source if method == "base" else source | {"training": training_key(settings)}
 
 
 def _refuse_other_source(path: Path, collected: dict, source: dict) -> None:
@@ -161,11 +161,16 @@ def _refuse_other_settings(config: Config, name: RunName) -> None:
     """Raise InputError when a training had other settings than the configuration."""
     task, method, _ = name
     file = layout.run(config, *name).settings
-    trained = json.loads(file.read_text(encoding="utf-8"))
-    wanted = run_settings(config, task, method).model_dump(mode="json")
-    for section in _SECTIONS:
-        if trained[section] != wanted[section]:
-            raise InputError(f"{file}: `{section}` differs from the configuration's; train again, or use that one")
+    wanted = run_settings(config, task, method)
+    try:
+        trained = RunSettings.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError:
+        raise InputError(f"{file}: not the settings of a training of this version; train again") from None
+    if training_key(trained) != training_key(wanted):
+        differing = [section for section in RunSettings.model_fields if getattr(trained, section) != getattr(wanted, section)]
+        raise InputError(
+            f"{file}: other settings than the configuration's ({', '.join(differing)}); train again, or use that one"
+        )
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list]:

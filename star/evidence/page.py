@@ -10,10 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from star.analysis import comparisons, tables, text
-from star.analysis.results import main_scorer
 from star.analysis.statistics import SEED_RESAMPLES
-from star.analysis.style import column_name
-from star.config import Config, methods_of, run_settings
+from star.config import Config, main_scorer, methods_of, run_settings
 from star.evidence import data
 from star.evidence.data import Data
 from star.evidence.questions import ATTRIBUTES, COST, GUARDS, MAIN, QUESTIONS, Question, attribute_task, families, letters
@@ -184,7 +182,7 @@ def _budget(config: Config, learning: pd.DataFrame, task: str) -> dict[str, obje
     settings = run_settings(config, task, methods_of(config, task)[0])
     first = learning[learning["task"] == task].iloc[0]
     return {
-        "score": column_name(task, main_scorer(config, task)),
+        "scorer": main_scorer(config, task),
         "learning rate": _learning_rates(config, task),
         "epochs": settings.training.epochs,
         "images an epoch": settings.rollout.groups * settings.rollout.group_size,
@@ -264,7 +262,7 @@ def _thresholds(frames: Tables) -> str:
     learning, rows = frames["learning"], []
     for row in frames["thresholds"].itertuples():
         places = text.digits(learning.loc[learning["task"] == row.task, "mean"])
-        at, low, high = map(_epochs, (row.epochs, row.low, row.high))
+        at, low, high = map(_epochs, (row.epochs, row.epochs_low, row.epochs_high))
         reached = f"{100 * row.reached:.0f} %"
         rows.append((row.task, row.method, f"{row.threshold:.{places}f}", f"{at} [{low}, {high}]", reached))
     return text.markdown(pd.DataFrame(rows, columns=["task", "method", "score to reach", "epochs", "resamples that reach it"]))

@@ -1,6 +1,6 @@
 """What the evidence asks, and which methods answer it.
 
-The methods' names are those of config/experiments/evidence-miniature.yaml and, in the last question, config/experiments/evidence-replication.yaml.
+The methods' names are those of config/experiments/evidence-miniature.yaml and, in the last question, evidence-replication.yaml.
 """
 
 from typing import NamedTuple

@@ -15,7 +15,8 @@ from star.analysis.write import write
 from star.config import Config, parse
 from star.errors import InputError
 
-TAGS = {"geneval": {"single_object": 2, "position": 6}, "ocr": {"ocr": 5}}
+TAGS = {"shapes": {"single_object": 2, "position": 6}, "words": {"ocr": 5}}
+SCORERS = {"shapes": ["geneval"], "words": ["ocr", "pickscore"]}
 GAIN = {"base": 0.0, "flow_grpo": 0.125, "star": 0.375, "random": 0.125}
 EPOCHS, IMAGES = 10, 4
 
@@ -33,8 +34,8 @@ def _config(folder: Path) -> Config:
         "evaluation": {"images_per_prompt": IMAGES},
         "scorers": {},
         "tasks": {
-            "geneval": {"prompts": "shapes", "reward": {"geneval": 1.0}},
-            "ocr": {"prompts": "letters", "reward": {"ocr": 1.0}},
+            "shapes": {"prompts": "shapes", "reward": {"geneval": 1.0}},
+            "words": {"prompts": "letters", "reward": {"ocr": 1.0}, "report": ["ocr", "pickscore"]},
         },
         "methods": {m: {} for m in ("flow_grpo", "star", "random")},
     }
@@ -86,9 +87,9 @@ def _metric_rows(method: str) -> list[dict]:
 
 
 def _guards(path: Path, task: str, gain: float, images: int) -> None:
-    other = "pickscore" if task == "geneval" else "geneval"
+    other = "pickscore" if task == "shapes" else "geneval"
     cross = {other: {"mean": 20 * gain, "images": images, "scorer": f"{other}-scorer"}}
-    measured = {"diversity": 0.5 - gain if task == "geneval" else None, "edge_density": gain, "color_entropy": 2.0}
+    measured = {"diversity": 0.5 - gain if task == "shapes" else None, "edge_density": gain, "color_entropy": 2.0}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"images": images, "prompts": 8, "features": "clip", **measured, "cross": cross}))
 
@@ -103,6 +104,9 @@ def _fill(config: Config) -> None:
                 for step in layout.epochs(config, task, method):
                     rows = _score_rows(task, GAIN[method] * step / EPOCHS, seed)
                     _jsonl(run.scores(step), rows)
+                    for other in SCORERS[task][1:]:
+                        of_other = [row | {"score": 10 * row["score"], "scorer": f"{other}-scorer"} for row in rows]
+                        _jsonl(run.scores(step, other), of_other)
                     _guards(run.guards(step), task, GAIN[method] * step / EPOCHS, len(rows))
                     for row in rows[::IMAGES]:  # sample 0 is what the grid shows
                         picture = run.samples(step) / row["filename"]
@@ -131,19 +135,36 @@ def test_main_table_is_long_and_right(written: Path):
     assert list(main) == ["task", "method", "metric", "mean", "ci_low", "ci_high", "n"]
     rows = main.set_index(["task", "method", "metric"])
     # Tags unweighted: prompts 0, 1 and 2..7; seeds 0 and 3 have the mean 1.5.
-    assert rows.loc[("geneval", "base", "geneval"), "mean"] == pytest.approx(((0.5 + 4.5) / 2 + 1.5) / 64)
-    assert rows.loc[("ocr", "star", "ocr"), "mean"] == pytest.approx((2 + 1.5) / 64 + 0.375)
-    assert rows.loc[("geneval", "base", "geneval"), "n"] == 8 * IMAGES * 2
+    assert rows.loc[("shapes", "base", "geneval"), "mean"] == pytest.approx(((0.5 + 4.5) / 2 + 1.5) / 64)
+    assert rows.loc[("words", "star", "ocr"), "mean"] == pytest.approx((2 + 1.5) / 64 + 0.375)
+    assert rows.loc[("shapes", "base", "geneval"), "n"] == 8 * IMAGES * 2
     for (_, method, metric), row in rows.iterrows():
         assert row["ci_low"] <= row["mean"] <= row["ci_high"]
         if "-minus-" in metric:
-            exact = GAIN[method] - GAIN[metric.split("-minus-")[1]]
+            scorer, reference = metric.split("-minus-")
+            exact = (10 if scorer == "pickscore" else 1) * (GAIN[method] - GAIN[reference])
             assert row[["mean", "ci_low", "ci_high"]].tolist() == pytest.approx([exact] * 3)
     assert {m.split("-minus-")[1] for _, method, m in rows.index if method == "star" and "-minus-" in m} == {
         "base",
         "flow_grpo",
         "random",
     }
+
+
+def test_every_reported_scorer_has_its_column(written: Path):
+    rows = pd.read_csv(written / "tables/main.csv").set_index(["task", "method", "metric"])["mean"]
+    assert rows["words", "star", "pickscore"] == pytest.approx(10 * rows["words", "star", "ocr"])
+    assert rows["words", "star", "pickscore-minus-flow_grpo"] == pytest.approx(2.5)
+    assert set(rows["shapes"].index.get_level_values("metric").str.partition("-minus-").get_level_values(0)) == {"geneval"}
+    header = (written / "tables/main.md").read_text(encoding="utf-8").splitlines()[4]
+    columns = [cell.strip().partition(" (")[0] for cell in header.split("|")[1:-1]]
+    assert columns == ["method", "shapes", "words", "words: pickscore"]
+
+
+def test_a_missing_score_of_another_scorer_is_named(config: Config):
+    path = layout.run(config, "words", "star", 3).scores(10, "pickscore")
+    path.unlink()
+    _refused(config, str(path), "star score --task pickscore --images")
 
 
 def test_categories_hold_every_tag(written: Path):
@@ -154,7 +175,7 @@ def test_categories_hold_every_tag(written: Path):
 
 
 def test_cost_is_right(written: Path):
-    row = pd.read_csv(written / "tables/cost.csv").set_index(["task", "method"]).loc[("geneval", "star")]
+    row = pd.read_csv(written / "tables/cost.csv").set_index(["task", "method"]).loc[("shapes", "star")]
     known = {
         "epochs": EPOCHS,
         "seconds_epoch": 5,
@@ -170,9 +191,9 @@ def test_cost_is_right(written: Path):
 
 def test_ablation_is_right(written: Path):
     rows = pd.read_csv(written / "tables/ablation.csv").set_index(["task", "method"])
-    assert rows.loc[("ocr", "star"), ["diff", "diff_low", "diff_high"]].tolist() == pytest.approx([0.25] * 3)
-    assert rows.loc[("ocr", "random"), "reward_last_fifth"] == pytest.approx(0.95)  # epochs 9 and 10
-    assert np.isnan(rows.loc[("ocr", "flow_grpo"), "diff"])
+    assert rows.loc[("words", "star"), ["diff", "diff_low", "diff_high"]].tolist() == pytest.approx([0.25] * 3)
+    assert rows.loc[("words", "random"), "reward_last_fifth"] == pytest.approx(0.95)  # epochs 9 and 10
+    assert np.isnan(rows.loc[("words", "flow_grpo"), "diff"])
 
 
 def test_tables_can_be_read(written: Path):
@@ -186,12 +207,12 @@ def test_tables_can_be_read(written: Path):
 
 
 def test_guards_of_every_checkpoint_are_tabulated(written: Path):
-    rows = pd.read_csv(written / "tables/guards.csv").set_index(["task", "method", "step", "guard"])
-    assert rows.loc[("geneval", "star", 8, "diversity"), "mean"] == pytest.approx(0.5 - 0.375 * 0.8)
-    assert rows.loc[("geneval", "star", 10, "pickscore")].tolist() == pytest.approx([7.5, 8 * IMAGES * 2])
-    assert rows.loc[("ocr", "star", 10, "geneval"), "mean"] == pytest.approx(7.5)
-    assert ("ocr", "star", 10, "diversity") not in rows.index  # one picture a prompt
-    assert {step for _, method, step, _ in rows.index if method == "star"} == {4, 8, 10}
+    rows = pd.read_csv(written / "tables/guards.csv").set_index(["task", "method", "epoch", "guard"])
+    assert rows.loc[("shapes", "star", 8, "diversity"), "mean"] == pytest.approx(0.5 - 0.375 * 0.8)
+    assert rows.loc[("shapes", "star", 10, "pickscore")].tolist() == pytest.approx([7.5, 8 * IMAGES * 2])
+    assert rows.loc[("words", "star", 10, "geneval"), "mean"] == pytest.approx(7.5)
+    assert ("words", "star", 10, "diversity") not in rows.index  # one picture a prompt
+    assert {epoch for _, method, epoch, _ in rows.index if method == "star"} == {4, 8, 10}
 
 
 def test_guards_stand_below_the_main_table(written: Path):
@@ -199,8 +220,8 @@ def test_guards_stand_below_the_main_table(written: Path):
     assert scores.startswith("Scores") and guards.startswith("Collapse guards")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in guards.splitlines() if line.startswith("|")]
     assert lines[0] == ["task", "method", "diversity", "edge_density", "color_entropy", "geneval", "pickscore"]
-    assert ["geneval", "star", "0.125", "0.375", "2.000", "-", "7.500"] in lines
-    assert ["ocr", "star", "-", "0.375", "2.000", "7.500", "-"] in lines
+    assert ["shapes", "star", "0.125", "0.375", "2.000", "-", "7.500"] in lines
+    assert ["words", "star", "-", "0.375", "2.000", "7.500", "-"] in lines
     assert len(lines) == 2 + 2 * 4  # the final checkpoints of two tasks and four methods
 
 
@@ -214,7 +235,7 @@ def test_figures_are_drawn(written: Path):
 
 def test_a_config_without_geneval_is_tabulated(tmp_path: Path):
     config = _config(tmp_path)
-    config = config.model_copy(update={"tasks": {"ocr": config.tasks["ocr"]}})
+    config = config.model_copy(update={"tasks": {"words": config.tasks["words"]}})
     _fill(config)
     write(config, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out/tables/categories.csv").empty
@@ -222,13 +243,13 @@ def test_a_config_without_geneval_is_tabulated(tmp_path: Path):
 
 def test_a_method_of_one_task_is_tabulated_there_alone(tmp_path: Path):
     config = _config(tmp_path)
-    config = parse(config.model_dump() | {"methods": {"flow_grpo": {}, "star": {"tasks": ["geneval"]}}}, "x.yaml")
+    config = parse(config.model_dump() | {"methods": {"flow_grpo": {}, "star": {"tasks": ["shapes"]}}}, "x.yaml")
     _fill(config)
     write(config, tmp_path / "out")
     main = pd.read_csv(tmp_path / "out/tables/main.csv")
     assert set(zip(main["task"], main["method"], strict=True)) == {
-        *(("geneval", method) for method in ("base", "flow_grpo", "star")),
-        *(("ocr", method) for method in ("base", "flow_grpo")),
+        *(("shapes", method) for method in ("base", "flow_grpo", "star")),
+        *(("words", method) for method in ("base", "flow_grpo")),
     }
     rows = [line for line in (tmp_path / "out/tables/main.md").read_text().splitlines() if line.startswith("| star ")]
     assert len(rows) == 3  # its score, and its differences to base and flow_grpo
@@ -236,7 +257,7 @@ def test_a_method_of_one_task_is_tabulated_there_alone(tmp_path: Path):
 
 
 def _break_scores(config: Config, change: dict, method: str = "star") -> Path:
-    path = layout.run(config, "ocr", method, 3).folder / "scores/epoch0010.jsonl"
+    path = layout.run(config, "words", method, 3).folder / "scores/epoch0010.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[-1] |= change
     _jsonl(path, rows)
@@ -254,28 +275,28 @@ def _refused(config: Config, *words: str) -> None:
 
 def test_scorers_are_not_mixed(config: Config):
     path = _break_scores(config, {"scorer": "another"})
-    _refused(config, str(path), str(layout.run(config, "ocr", "base", 0).folder / "scores/epoch0000.jsonl"), "another")
+    _refused(config, str(path), str(layout.run(config, "words", "base", 0).folder / "scores/epoch0000.jsonl"), "another")
 
 
 def test_guards_of_different_models_are_not_mixed(config: Config):
-    path = layout.run(config, "ocr", "star", 3).folder / "guards/epoch0004.json"
+    path = layout.run(config, "words", "star", 3).folder / "guards/epoch0004.json"
     path.write_text(path.read_text().replace("geneval-scorer", "another"))
     _refused(config, str(path), "`geneval`", "geneval-scorer", "another")
 
 
 def test_missing_guards_of_a_final_checkpoint_are_named_with_their_command(config: Config):
-    path = layout.run(config, "ocr", "star", 3).folder / "guards/epoch0010.json"
+    path = layout.run(config, "words", "star", 3).folder / "guards/epoch0010.json"
     path.unlink()
-    _refused(config, str(path), "star score --task ocr", f"--guards {path}")
+    _refused(config, str(path), "star score --task words", f"--guards {path}")
     (path.parent / "epoch0004.json").unlink()
-    _guards(path, "ocr", 0.375, 20)
+    _guards(path, "words", 0.375, 20)
     scores = results.scores(config)
-    assert set(results.guards(config, scores).query("method == 'star' and task == 'ocr' and seed == 3")["epoch"]) == {8, 10}
+    assert set(results.guards(config, scores).query("method == 'star' and task == 'words' and seed == 3")["epoch"]) == {8, 10}
 
 
 def test_other_prompts_are_refused(config: Config):
-    path = layout.run(config, "ocr", "star", 3).folder / "scores/epoch0010.jsonl"
-    path.write_text(path.read_text().replace("ocr-00004", "ocr-00009"))
+    path = layout.run(config, "words", "star", 3).folder / "scores/epoch0010.jsonl"
+    path.write_text(path.read_text().replace("words-00004", "words-00009"))
     _refused(config, str(path), "paired")
 
 
@@ -285,32 +306,32 @@ def test_scores_that_are_no_numbers_are_refused(config: Config, score: object):
 
 
 def test_missing_images_of_a_prompt_are_refused(config: Config):
-    path = layout.run(config, "ocr", "star", 3).folder / "scores/epoch0010.jsonl"
+    path = layout.run(config, "words", "star", 3).folder / "scores/epoch0010.jsonl"
     _jsonl(path, [json.loads(line) for line in path.read_text().splitlines()][:-1])
     _refused(config, str(path), "different numbers of images")
 
 
 def test_a_missing_final_score_is_named_with_its_command(config: Config):
-    path = layout.run(config, "geneval", "random", 3).folder / "scores/epoch0010.jsonl"
+    path = layout.run(config, "shapes", "random", 3).folder / "scores/epoch0010.jsonl"
     path.unlink()
     _refused(config, str(path), "star score --task geneval --images")
 
 
 def test_a_checkpoint_that_was_not_scored_is_left_out(config: Config):
-    (layout.run(config, "geneval", "random", 3).folder / "scores/epoch0004.jsonl").unlink()
+    (layout.run(config, "shapes", "random", 3).folder / "scores/epoch0004.jsonl").unlink()
     scores = results.scores(config)
     assert set(scores.loc[scores["method"] == "random", "epoch"]) == {4, 8, 10}
 
 
 def test_unfinished_trainings_are_refused(config: Config):
-    path = layout.run(config, "ocr", "star", 0).folder / "metrics.jsonl"
+    path = layout.run(config, "words", "star", 0).folder / "metrics.jsonl"
     _jsonl(path, _metric_rows("star")[:-1])
     _refused(config, str(path), "9 of 10 epochs", "star train")
     path.unlink()
-    _refused(config, str(path), "no such file", "star train --task ocr --method star --seed 0")
+    _refused(config, str(path), "no such file", "star train --task words --method star --seed 0")
 
 
 def test_a_missing_picture_is_named(config: Config):
-    picture = layout.run(config, "ocr", "star", 0).folder / "samples/epoch0010/00000/samples/0000.png"
+    picture = layout.run(config, "words", "star", 0).folder / "samples/epoch0010/00000/samples/0000.png"
     picture.unlink()
     _refused(config, str(picture), "star sample")

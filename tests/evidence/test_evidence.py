@@ -13,7 +13,7 @@ import synthetic
 from star import cli, layout
 from star.config import Config, load, run_settings
 from star.errors import InputError
-from star.evidence import data, questions
+from star.evidence import data, questions, quotes
 
 CONFIG = "config/experiments/evidence-miniature.yaml"
 METHODS = """{
@@ -23,6 +23,11 @@ METHODS = """{
     inverse: {tasks: [shapes], allocation: {source: attention, control: inverse}},
     oracle: {tasks: [letters], allocation: {source: oracle}},
 }"""
+LEARNED = {
+    "shapes": synthetic.LEARNED["geneval"],
+    "letters": synthetic.LEARNED["ocr"],
+    "preference": synthetic.LEARNED["pickscore"],
+}
 GAIN = {"star": 0.3, "random": -0.2, "inverse": -0.6}
 
 
@@ -63,7 +68,7 @@ def _table(page: Path, name: str) -> pd.DataFrame:
 
 def test_known_differences_are_found(page: Path):
     table = _table(page, "comparisons").set_index(["task", "method", "reference"])
-    for task, learned in synthetic.LEARNED.items():
+    for task, learned in LEARNED.items():
         for method, reference, truth in (("star", "flow_grpo", 0.3), ("star", "random", 0.5), ("random", "flow_grpo", -0.2)):
             row = table.loc[task, method, reference]
             assert row["mean"] == pytest.approx(truth * learned, abs=0.15 * learned)
@@ -75,7 +80,7 @@ def test_known_differences_are_found(page: Path):
 
 
 def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
-    found = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
+    found = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["letters", "star", "random"]
     means = {}  # every seed's has the same number of pictures
     for method in ("star", "random"):
         files = [results / f"evidence-miniature/letters/{method}/seed{k}/scores/epoch0032.jsonl" for k in (0, 1, 2)]
@@ -83,14 +88,14 @@ def test_differences_are_those_of_the_scores_on_disk(results: Path, page: Path):
         means[method] = np.mean(scores, axis=1)
     differences = means["star"] - means["random"]
     assert found["mean"] == pytest.approx(differences.mean(), abs=1e-6)
-    each = _table(page, "by_seed").set_index(["task", "method", "reference"]).loc[("ocr", "star", "random")]
+    each = _table(page, "by_seed").set_index(["task", "method", "reference"]).loc[("letters", "star", "random")]
     assert each["seed"].tolist() == [0, 1, 2] and each["difference"].to_numpy() == pytest.approx(differences, abs=1e-6)
 
 
 def test_the_page_says_what_it_has_and_what_not(page: Path):
     text = (page / "tables.md").read_text(encoding="utf-8")
     assert "flow_grpo (3), star (3), random (3), inverse (2)" in text
-    assert "on ocr (seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
+    assert "on letters (seeds that are missing): flow_grpo (1), star (1), random (1), oracle (4)" in text
     for letter in "ce":
         assert re.search(rf"## \({letter}\) [^\n]+\n\nNot measured\.", text)
     assert "star − random" in text and "star − oracle" not in text
@@ -102,9 +107,27 @@ def test_the_page_says_what_it_has_and_what_not(page: Path):
 
 def test_the_page_has_the_numbers_of_the_tables(page: Path):
     text = (page / "tables.md").read_text(encoding="utf-8")
-    row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["ocr", "star", "random"]
+    row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["letters", "star", "random"]
     assert f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
     assert f"{row['area']:+.3f} [{row['area_low']:+.3f}, {row['area_high']:+.3f}]" in text
+
+
+def test_a_person_can_quote_the_tables(results: Path, page: Path):
+    row = _table(page, "comparisons").set_index(["task", "method", "reference"]).loc["letters", "star", "random"]
+    epochs = _table(page, "thresholds").set_index(["task", "method"]).loc["letters", "star"]
+    rows = [line for line in (page / "tables.md").read_text(encoding="utf-8").splitlines() if line.startswith("| letters")]
+    text = (
+        f"<!-- tables: {page.name} -->\nGain {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        f"<!-- comparisons: letters star random --> in {epochs['epochs']:.0f} [{epochs['epochs_low']:.0f}, "
+        f"{epochs['epochs_high']:.0f}]<!-- thresholds: letters star / epochs --> epochs.\n\n{rows[-1]}\n"
+        f"![Main]({page.name}/figures/main.svg)\n"
+    )
+    written = results / "page.md"
+    written.write_text(text, encoding="utf-8")
+    assert quotes.check(written) == 2
+    written.write_text(text.replace(f"{row['mean']:+.3f}", f"{row['mean'] + 0.001:+.3f}"), encoding="utf-8")
+    with pytest.raises(InputError, match="1 of its numbers"):
+        quotes.check(written)
 
 
 def test_failures_are_shares_of_all_pictures(page: Path):
@@ -116,10 +139,7 @@ def test_failures_are_shares_of_all_pictures(page: Path):
 def test_global_attributes_shrink_the_gain(page: Path):
     table = _table(page, "attributes")
     rows = table[table["contrast"] & (table["quantity"] == "gain")].set_index("kind")
-    assert (
-        rows.loc["dark", "mean"] == pytest.approx(-0.15 * synthetic.LEARNED["preference"], abs=0.01)
-        and rows.loc["dark", "high"] < 0
-    )
+    assert rows.loc["dark", "mean"] == pytest.approx(-0.15 * LEARNED["preference"], abs=0.01) and rows.loc["dark", "high"] < 0
     areas = table[~table["contrast"] & (table["quantity"] == "effective_area")].set_index("kind")["mean"]
     assert areas.to_dict() == pytest.approx({"local": 0.7, "dark": 0.9, "light": 0.9, "one_color": 0.7})
 
@@ -136,11 +156,11 @@ def test_runs_of_other_settings_are_refused(results: Path, page: Path, capsys: p
         results, "--data", f"{results}/data", "--out", f"{results}/mixed", "--set", "optimizer.learning_rate=0.5"
     )
     assert cli.main(mixed) == 2
-    assert "of a run with other `settings`" in capsys.readouterr().err and not (results / "mixed").exists()
+    assert "of a run with other `training`" in capsys.readouterr().err and not (results / "mixed").exists()
     assert cli.main([*mixed[:-2], "--set", "evaluation.steps=3"]) == 2
-    assert "other `evaluation`" in capsys.readouterr().err
+    assert "other `sampling`" in capsys.readouterr().err
     assert cli.main([*mixed, "--collect", "--data", f"{results}/new"]) == 2
-    assert "settings.json: `optimizer` differs" in capsys.readouterr().err
+    assert "settings.json: other settings than the configuration's (optimizer)" in capsys.readouterr().err
 
 
 def _in_precision(path: Path, precision: str) -> None:
@@ -153,15 +173,14 @@ def _in_precision(path: Path, precision: str) -> None:
     ("key", "value", "words"),
     [
         ("base", "0123", "of different base, which no table may mix"),
-        ("drawn_by", None, "other `drawn_by`"),
-        ("training", "another", r"ocr-star-seed1.json.gz \(another\): of different training code"),
+        ("training", "another", r"letters-star-seed1.json.gz \(another\): of different training code"),
         ("sampling", "another", "of different sampling code"),
         ("scorer", "another", "scored by different scorers"),
         ("by", "another", "measured by different models"),
         (
             "precision",
             "torch.bfloat16",
-            r"float32\) and .*ocr-star-seed1.json.gz \(torch.bfloat16\): of different precision",
+            r"float32\) and .*letters-star-seed1.json.gz \(torch.bfloat16\): of different precision",
         ),
         (None, None, "damaged"),
     ],
@@ -175,8 +194,6 @@ def test_runs_that_cannot_be_compared_are_refused(
     content = json.loads(gzip.decompress(path.read_bytes()))
     if key == "base":
         content["base"] = value
-    elif key == "drawn_by":
-        del content["drawn_by"]
     elif key in ("training", "sampling"):
         content["code"][key] = value
     elif key == "precision":
@@ -203,7 +220,7 @@ def test_scores_without_reasons_are_refused(results: Path, page: Path, tmp_path:
 
 
 def test_a_run_of_several_versions_of_the_code_is_not_collected(results: Path, page: Path, tmp_path: Path):
-    file = layout.run(_config(results), "ocr", "star", 1).samples(32) / "code.txt"
+    file = layout.run(_config(results), "letters", "star", 1).samples(32) / "code.txt"
     before = file.read_text(encoding="utf-8")
     file.write_text(f"{before}another\n", encoding="utf-8")
     try:

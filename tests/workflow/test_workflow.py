@@ -34,7 +34,9 @@ def put(path, text="x"):
 if stage == "prompts":
     put(given["--out"])
 elif stage == "score":
-    put(given["--out"]), put(given["--guards"])
+    put(given["--out"])
+    if "--guards" in given:
+        put(given["--guards"])
 elif stage == "train":
     config = yaml.safe_load(Path(given["--config"]).read_text())
     every = config["checkpoints"]["every"]
@@ -49,7 +51,7 @@ elif stage == "sample":
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
-    assert Path("results/toy/geneval/star/seed1/guards/epoch0004.json").exists()
+    assert Path("results/toy/shapes/star/seed1/guards/epoch0004.json").exists()
     put(f"{given['--out']}/tables/comparisons.csv")
     for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
         put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -147,6 +149,23 @@ def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
     jobs, printed = finished.planned("--config", "methods={star: {optimizer: {learning_rate: 0.5}}}")
     assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
+
+
+def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
+    report = "tasks={letters: {report: [ocr, pickscore, 'own:reward']}}"
+    (toy.folder / "own.py").write_text("def reward(pictures, prompts):\n    return [0.0] * len(pictures)\n")
+    jobs, printed = toy.planned("--config", report)
+    assert jobs == {"score_reported": 10, "log": 3, "tables": 1, "log_tables": 1}, printed
+    done = toy.snakemake("--config", report, "--until", "score_reported")
+    assert done.returncode == 0, done.stdout
+    scores = toy.folder / "results/toy/letters/star/seed0/scores"
+    assert {path.name for path in scores.glob("epoch0004*")} == {
+        "epoch0004.jsonl",
+        "epoch0004.pickscore.jsonl",
+        "epoch0004.own.reward.jsonl",
+    }
+    calls = [call for call in toy.calls() if "--task own:reward" in call]
+    assert len(calls) == 5 and not any("--guards" in call for call in calls)
 
 
 def test_a_second_seed_makes_evidence(toy: Toy):

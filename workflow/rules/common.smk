@@ -55,6 +55,7 @@ wildcard_constraints:
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
     epoch=r"\d\d\d\d+",
+    scorer=r"[\w.]+",
     split="train|validation|test|global",
 
 
@@ -71,9 +72,14 @@ def settings_of(wildcards):
 
 
 def scoring_keys(wildcards):
-    """What scores and guards of a task depend on: its scorers, and all those that the guards may look with."""
-    scorers = [*settings_of(wildcards).report, *SCORERS]
+    """What scores and guards of a task depend on: its main scorer, and all those that the guards may look with."""
+    scorers = [settings_of(wildcards).report[0], *SCORERS]
     return [key.scoring_key(CONFIG, scorer) for scorer in scorers] + [CONFIG.scorers.diversity]
+
+
+def reported_scorer(wildcards):
+    """The scorer of a file beside the main scores of a task; a function's name has a dot in place of its colon there."""
+    return next(name for name in CONFIG.tasks[wildcards.task].report if name.replace(":", ".") == wildcards.scorer)
 
 
 def trained(wildcards):
@@ -118,6 +124,12 @@ def of_epochs(file, task, method, seed):
     return [file(run, epoch) for epoch in layout.epochs(CONFIG, task, method)]
 
 
+def scores(task, method, seed):
+    """The scores of every tested epoch of a run, by the scorer of the task's main column and by the others that it reports."""
+    run, others = layout.run(CONFIG, task, method, seed), CONFIG.tasks[task].report[1:]
+    return [run.scores(epoch, scorer) for epoch in layout.epochs(CONFIG, task, method) for scorer in (None, *others)]
+
+
 def maps(task, method, seed):
     """The figure of a method that looks at its attention, for the first seed; nothing for the others."""
     allocation = run_settings(CONFIG, task, method).allocation
@@ -141,7 +153,7 @@ def all_samples():
 
 
 def all_scores():
-    return [file for run in RUNS_AND_BASE for file in of_epochs(layout.Run.scores, *run)]
+    return [file for run in RUNS_AND_BASE for file in scores(*run)]
 
 
 def all_guards():

@@ -26,7 +26,7 @@ use rule score as score_attributes with:
     input:
         RUN.attributes / "samples/prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].report),
+        scorers=lambda wildcards: scorer_weights(CONFIG.tasks[wildcards.task].report[0]),
     output:
         scores=RUN.attributes / "scores.jsonl",
     log:
@@ -36,6 +36,7 @@ use rule score as score_attributes with:
     params:
         key=scoring_keys,
         config=RESOLVED,
+        scorer=lambda wildcards: wildcards.task,
         images=str(RUN.attributes / "samples"),
         guards="",
     message:

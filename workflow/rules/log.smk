@@ -6,7 +6,7 @@ localrules:  # one machine writes MLflow's database: file locks of network file 
 rule log:
     input:
         trained,
-        scores=lambda wildcards: of_epochs(layout.Run.scores, wildcards.task, wildcards.method, wildcards.seed),
+        scores=lambda wildcards: scores(wildcards.task, wildcards.method, wildcards.seed),
         guards=lambda wildcards: of_epochs(layout.Run.guards, wildcards.task, wildcards.method, wildcards.seed),
         maps=lambda wildcards: maps(wildcards.task, wildcards.method, wildcards.seed),
     output:

@@ -2,7 +2,7 @@ rule score:
     input:
         RUN.samples(EPOCH) / "prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(*CONFIG.tasks[wildcards.task].report, "pickscore"),  # the guards look with PickScore
+        scorers=lambda wildcards: scorer_weights(CONFIG.tasks[wildcards.task].report[0], "pickscore"),  # the guards look with PickScore
     output:
         scores=RUN.scores(EPOCH),
         guards=RUN.guards(EPOCH),
@@ -13,6 +13,7 @@ rule score:
     params:
         key=scoring_keys,
         config=RESOLVED,
+        scorer=lambda wildcards: wildcards.task,
         images=str(RUN.samples(EPOCH)),
         guards=lambda wildcards, output: f"--guards {output.guards}",
     threads: 4 if GPUS else 1
@@ -25,5 +26,26 @@ rule score:
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, epoch {wildcards.epoch}"
     shell:
-        "{GPU_STAR} score --config {params.config} --task {wildcards.task} --images {params.images} --out {output.scores} "
+        "{GPU_STAR} score --config {params.config} --task {params.scorer} --images {params.images} --out {output.scores} "
         "{params.guards} > {log} 2>&1"
+
+
+use rule score as score_reported with:
+    input:
+        RUN.samples(EPOCH) / "prompts.jsonl",
+        fetched=FETCHED,
+        scorers=lambda wildcards: scorer_weights(reported_scorer(wildcards)),
+    output:
+        scores=RUN.scores(EPOCH, "{scorer}"),
+    log:
+        f"{LOGS}/score_reported/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}-{{scorer}}.log",
+    benchmark:
+        f"{BENCHMARKS}/score_reported/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}-{{scorer}}.tsv"
+    params:
+        key=lambda wildcards: key.scoring_key(CONFIG, reported_scorer(wildcards)),
+        config=RESOLVED,
+        scorer=reported_scorer,
+        images=str(RUN.samples(EPOCH)),
+        guards="",
+    message:
+        "Scoring {wildcards.method} on {wildcards.task} with {wildcards.scorer}, seed {wildcards.seed}, epoch {wildcards.epoch}"
