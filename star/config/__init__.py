@@ -9,6 +9,7 @@ from star.config.experiment import (
     methods_of,
     parse,
     published_epochs,
+    require_task,
     run_settings,
 )
 from star.config.objectives import FlowGrpo, Objective
@@ -66,5 +67,6 @@ __all__ = [
     "methods_of",
     "parse",
     "published_epochs",
+    "require_task",
     "run_settings",
 ]
