@@ -1,6 +1,6 @@
 """What the evidence asks, and which methods answer it.
 
-The methods' names are those of config/evidence-miniature.yaml and, in the last question, config/evidence-replication.yaml.
+The methods' names are those of config/experiments/evidence-miniature.yaml, in the last question of evidence-replication.yaml.
 """
 
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def can_be_asked(config: Config) -> bool:
 def require(config: Config) -> None:
     """Raise InputError where `can_be_asked` is false."""
     if len(config.seeds) < 2:
-        raise InputError("seeds: evidence needs at least two, better five; see config/evidence-miniature.yaml")
+        raise InputError("seeds: evidence needs at least two, better five; see config/experiments/evidence-miniature.yaml")
     if not can_be_asked(config):
         raise InputError("methods: evidence compares `star` with `flow_grpo` on the same task, two seeds of each at least")
 
