@@ -9,6 +9,7 @@ from star.config.experiment import (
     methods_of,
     parse,
     published_epochs,
+    require_task,
     run_settings,
 )
 from star.config.objectives import Awm, FlowGrpo, Guard, Nft, Objective, Pepg
@@ -70,5 +71,6 @@ __all__ = [
     "methods_of",
     "parse",
     "published_epochs",
+    "require_task",
     "run_settings",
 ]

@@ -88,8 +88,14 @@ def layers(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Laye
         names = [extended] if isinstance(extended, str) else extended
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise InputError(f"{path}: extends: name one file or a list of files, relative to this one")
-        yield from layers([path.parent / name for name in names], (*above, path.resolve()))
+        yield from layers([_extended(path, name) for name in names], (*above, path.resolve()))
         yield Layer(str(path), document)
+
+
+def _extended(path: Path, name: str) -> Path:
+    """The file that `path` extends: from its own folder, or where that has none from config/ of the working directory."""
+    beside, known = path.parent / name, Path("config", name)
+    return known if known.is_file() and not beside.exists() else beside
 
 
 def merge(under: Document, over: Mapping, within: tuple[str, ...] = ()) -> Document:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from star.config import document as documents
 from star.config.document import OVERRIDABLE, Document, Layer
-from star.config.migrate import find_old
+from star.config.migrate import MINIATURE_TASKS, find_old
 from star.config.objectives import FlowGrpo, Objective
 from star.config.sections import (
     SETS,
@@ -165,6 +165,14 @@ def methods_of(config: Config, task: str) -> list[str]:
     return [name for name, method in config.methods.items() if method.tasks is None or task in method.tasks]
 
 
+def require_task(config: Config, task: str) -> None:
+    """Raise InputError when the configuration has no such task; the miniature's earlier names are told their new ones."""
+    if task not in config.tasks:
+        new = MINIATURE_TASKS.get(task) if config.prompts.world == "miniature" else None
+        renamed = f"; the miniature's `{task}` is now called `{new}`" if new in config.tasks else ""
+        raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}{renamed}")
+
+
 def main_scorer(config: Config, task: str) -> str:
     """The scorer whose scores are the task's column in tables and figures."""
     return config.tasks[task].report[0]
@@ -178,10 +186,9 @@ def published_epochs(settings: RunSettings) -> set[int]:
 
 def run_settings(config: Config, task: str, method: str) -> RunSettings:
     """The settings of one task and method. Raises InputError when the configuration has no such task or method."""
-    for section, key in (("tasks", task), ("methods", method)):
-        if key not in getattr(config, section) and (section, key) != ("methods", "base"):
-            known = ", ".join(getattr(config, section))
-            raise InputError(f"{section}: no `{key}` in the configuration; it has {known}")
+    require_task(config, task)
+    if method not in config.methods and method != "base":
+        raise InputError(f"methods: no `{method}` in the configuration; it has {', '.join(config.methods)}")
     if method != "base" and method not in methods_of(config, task):
         raise InputError(f"methods.{method}.tasks: `{method}` is not for `{task}`; add it there, or choose another method")
     own = config.tasks[task]
@@ -278,5 +285,6 @@ def json_schema() -> str:
 
 
 EXTENDS = (
-    "a file, or a list of files, relative to this one, that this one is laid over; `null` takes a task or method of them away"
+    "a file, or a list of files, that this one is laid over: from its own folder, or else from `config/`; `null` takes a task "
+    "or method of them away"
 )

@@ -31,7 +31,7 @@ RENAMED = {
     "scorers.pickscore_dtype": "scorers.pickscore.precision",
 }
 _CONTROLS = ("random", "shuffled")  # were sources
-_MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"], strict=True))  # their names until they were free
+MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"], strict=True))  # their names until they were free
 
 
 def find_old(document: Document) -> str | None:
@@ -94,11 +94,11 @@ def _separate_control(place: Document) -> None:
 def _name_tasks(document: Document, files: dict[str, Any]) -> None:
     """Give tasks their prompts; in the miniature a task that was called after a benchmark gets its own name."""
     world = _mapping(document, "prompts").get("world")
-    new = _MINIATURE_TASKS if world == "miniature" else {}
+    new = MINIATURE_TASKS if world == "miniature" else {}
     tasks = _mapping(document, "tasks")
     for name in list(tasks):
         entry = tasks.pop(name)
-        if isinstance(entry, dict) and "prompts" not in entry and name in _MINIATURE_TASKS:
+        if isinstance(entry, dict) and "prompts" not in entry and name in MINIATURE_TASKS:
             of_set = new.get(name, name)
             entry = {"prompts": files[name] | {"set": of_set} if name in files else of_set, **entry}
             name = of_set

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from star.config import Config
+from star.config import Config, require_task
 from star.errors import InputError
 from star.files import write_jsonl
 from star.prompts import own
@@ -18,8 +18,7 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
 
     Raises InputError for a task or split that the configuration does not have, and when a published file cannot be had.
     """
-    if task not in config.tasks:
-        raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}")
+    require_task(config, task)
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     settings, origin = config.tasks[task], world(config.prompts.world)

@@ -192,7 +192,7 @@ def test_what_the_command_line_says_of_a_task_or_method_stays() -> None:
         assert found["shapes", "random"] == 5 and found["letters", "random"] == 3
 
 
-def test_layers_lie_over_each_other(tmp_path: Path) -> None:
+def test_layers_lie_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/one.yaml").write_text(f"extends: {MINIATURE}\nexperiment: one\ntraining: {{epochs: 5}}\nseeds: [1, 2]\n")
     (tmp_path / "deep/two.yaml").write_text("rollout: {steps: 6, window: null, window_range: null}\n")
@@ -204,6 +204,9 @@ def test_layers_lie_over_each_other(tmp_path: Path) -> None:
     assert list(config.tasks) == ["letters", "preference"] and list(config.methods) == ["flow_grpo", "star", "mine"]
     assert config.tasks["letters"].reward == {"pickscore": 1} and config.tasks["letters"].prompts.set == "letters"
     assert load([MINIATURE, tmp_path / "deep/two.yaml"]).rollout == config.rollout
+    (tmp_path / "away.yaml").write_text("extends: miniature-quick.yaml\nseeds: [5]\n")
+    monkeypatch.chdir(ROOT)  # the known configurations can be extended from anywhere
+    assert load(tmp_path / "away.yaml") == load("config/miniature-quick.yaml", ["seeds=[5]"])
     (tmp_path / "deep/two.yaml").write_text("extends: ../top.yaml\n")
     with pytest.raises(InputError, match=r"extends itself, by way of .*two\.yaml"):
         load(tmp_path / "top.yaml")
@@ -247,6 +250,8 @@ def test_unknown_tasks_and_methods_are_refused_with_what_there_is(data: dict) ->
     config = parse(data, "x.yaml")
     with pytest.raises(InputError, match="no `letters` in the configuration; it has shapes, preference"):
         run_settings(config, "letters", "star")
+    with pytest.raises(InputError, match="it has shapes, letters, preference; the miniature's `ocr` is now called `letters`"):
+        run_settings(load(MINIATURE), "ocr", "star")
     with pytest.raises(InputError, match="no `stars` in the configuration; it has flow_grpo, star, random"):
         run_settings(config, "shapes", "stars")
 

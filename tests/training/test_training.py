@@ -140,6 +140,14 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
     assert (tmp_path / "run/metrics.jsonl").read_text() == ""
 
 
+def test_the_command_line_says_how_many_epochs_whatever_the_task_changes(random_base: Path, tmp_path: Path) -> None:
+    """config/miniature.yaml changes `training.epochs` for shapes."""
+    small = [option for change in (*SMALL, f"policy.model={random_base}") for option in ("--set", change)]
+    run = ["--config", "config/miniature.yaml", "--task", "shapes", "--method", "flow_grpo", "--out", str(tmp_path)]
+    assert cli.main(["train", *run, *small, "--set", "training.epochs=3"]) == 0
+    assert len(metrics(tmp_path)) == 3
+
+
 def test_cps_trains_with_a_ratio_of_one_and_refuses_the_last_step(random_base: Path, tmp_path: Path) -> None:
     cps = ("rollout.sampler=cps", "training.epochs=2")
     rows = train(random_base, tmp_path / "run", "star", *cps)

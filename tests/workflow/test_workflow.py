@@ -168,6 +168,41 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
     assert len(calls) == 5 and not any("--guards" in call for call in calls)
 
 
+def test_the_command_line_wins_over_what_a_task_changes(toy: Toy):
+    file = toy.folder / "toy.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["tasks"]["shapes"]["overrides"] = {"training": {"epochs": 8}}
+    file.write_text(yaml.safe_dump(config))
+    assert "shapes/star/seed0/scores/epoch0008.jsonl" in toy.planned()[1]
+    jobs, printed = toy.planned("--config", "training={epochs: 6}")
+    assert set(re.findall(r"shapes/star/seed0/scores/(epoch\d+)", printed)) >= {"epoch0006"} and "epoch0008" not in printed
+    assert jobs["train"] == 4
+    done = toy.snakemake("--config", "training={epochs: 6}", "--until", "train")
+    assert done.returncode == 0, done.stdout
+    adapters = (toy.folder / "results/toy/shapes/star/seed0/checkpoints").iterdir()
+    assert {f.name for f in adapters} == {"epoch0002", "epoch0004", "epoch0006"}
+
+
+def test_a_file_that_extends_another_is_followed(toy: Toy):
+    (toy.folder / "top.yaml").write_text("extends: toy.yaml\ntasks: {letters: null}\nmethods: {flow_grpo: null}\n")
+    jobs, _ = toy.planned("--configfile", "top.yaml", "--forceall")
+    assert (jobs["train"], jobs["sample"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("seeds=[0, 0]", "command line: seeds: 0 stands twice"),
+        ("results=a folder", "command line: results: 'a folder' has a letter"),
+        ("training={kl_beta: 1}", "command line: training.kl_beta: is now objective.kl_weight"),
+        ("optimizer={learning_rate: 1e999}", "command line: optimizer.learning_rate: Input should be a finite number"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_work(finished: Toy, said: str, words: str):
+    done = finished.snakemake("-n", "--config", said)
+    assert done.returncode == 1 and words in done.stdout and "Traceback" not in done.stdout
+
+
 def test_a_second_seed_makes_evidence(toy: Toy):
     jobs, _ = toy.planned("--config", "seeds=[0, 1]")
     assert jobs == {"train": 4, "sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
