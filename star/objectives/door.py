@@ -92,8 +92,8 @@ class Objective(Protocol):
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Point]:
         """The points of some rollouts of the epoch at which the policy learns, in a fixed order."""
 
-    def points_a_sample(self, epoch: "Epoch") -> int:
-        """How many points a rollout has."""
+    def points_a_sample(self, trained: range) -> int:
+        """How many points a rollout has when these denoising steps may be trained."""
 
     def terms(self, point: Point, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The losses of every sample at a point."""

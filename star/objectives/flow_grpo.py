@@ -45,9 +45,9 @@ class FlowGrpo:
         """The transitions of the trained steps."""
         return trajectory.transitions(epoch, rollouts, rows)
 
-    def points_a_sample(self, epoch: "Epoch") -> int:
+    def points_a_sample(self, trained: range) -> int:
         """One a trained step."""
-        return len(epoch.trained)
+        return len(trained)
 
     def terms(
         self, point: Transition, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None

@@ -51,11 +51,11 @@ class Pepg:
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
         """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
         levels = trained_levels(epoch)
-        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch))
+        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch.trained))
 
-    def points_a_sample(self, epoch: "Epoch") -> int:
-        """The setting, or all noise levels."""
-        return self.settings.times or len(trained_levels(epoch))
+    def points_a_sample(self, trained: range) -> int:
+        """The setting, or all noise levels of the trained steps."""
+        return self.settings.times or len(trained)
 
     def terms(self, point: Noised, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The loss of every sample at a noised point, and its distance to the base's velocity."""

@@ -1,5 +1,7 @@
 """What a training will do and need, in numbers derived from its settings. Source: ours."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -7,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from star.config import RunSettings
 from star.models.door import FlowModel
 from star.models.policy import Policy
+from star.objectives.door import make_objective
 from star.training.epoch import trained_steps
 
 _GIB = 2**30
@@ -15,16 +18,40 @@ _ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average
 
 def describe(settings: RunSettings, processes: int) -> list[str]:
     """The batch numbers of an epoch, a line each."""
-    rollout, training = settings.rollout, settings.training
-    images, trained = rollout.groups * rollout.group_size, len(trained_steps(rollout, 0, 1))
+    rollout, training, objective = settings.rollout, settings.training, make_objective(settings)
+    images, trained = rollout.groups * rollout.group_size, trained_steps(rollout, 0, 1)
     batches, rounds = images // rollout.batch, -(-images // (rollout.batch * training.updates_per_epoch * processes))
+    points, cost = objective.points_a_sample(trained), passes(settings)
+    learned = f"{points} of them trained" if objective.noisy else f"{points} noise levels of a picture trained"
+    dropped = "; groups of equal rewards are dropped" if objective.drops_zero_advantage else ""
+    prompts = f"{rollout.groups} prompts x {rollout.group_size}"
     return [
-        f"epoch    {images} images: {rollout.groups} prompts x {rollout.group_size}; {rollout.steps} denoising steps, "
-        f"{trained} of them trained",
+        f"epoch    {images} images: {prompts}; {rollout.steps} denoising steps, {learned}",
         f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",
         f"update   {training.updates_per_epoch} optimizer step(s) an epoch; for each at most {rounds} micro-batch(es) of "
-        f"{rollout.batch} a process, so {rounds * trained} backward passes add up; groups of equal rewards are dropped",
+        f"{rollout.batch} a process, so {rounds * points} backward passes add up{dropped}",
+        f"passes   an image: {cost.rollout} forward in its rollout, {cost.update} forward and {cost.backward} backward in its "
+        "update",
     ]
+
+
+class Passes(NamedTuple):
+    """Passes of the transformer that one image costs, guidance counted; a group's shared steps are counted for each image."""
+
+    rollout: int
+    update: int
+    backward: int
+
+
+def passes(settings: RunSettings) -> Passes:
+    """Count them from the settings."""
+    objective, branches = make_objective(settings), 2 if settings.policy.guidance > 1 else 1
+    points = objective.points_a_sample(trained_steps(settings.rollout, 0, 1))
+    return Passes(
+        rollout=branches * settings.rollout.steps,
+        update=branches * points * (1 + len(objective.asks)),
+        backward=branches * points,
+    )
 
 
 def describe_device(policy: Policy) -> str:

@@ -105,7 +105,7 @@ def accumulate(
     """
     learner, objective, processes = session.learner, session.objective, session.processes
     device, maps = learner.policy.device, PointMaps(session, epoch, rollouts) if not objective.noisy else None
-    total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch)
+    total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch.trained)
     meter = Meter(epoch.number)
     for rows_M, count in batches:
         processes.stop_if_asked()

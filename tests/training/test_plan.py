@@ -71,11 +71,12 @@ def test_presets_keep_the_epoch_and_share_it_evenly(gpus: int, fast: tuple[str, 
     settings = configuration.run_settings(config, "geneval", "star")
     assert (settings.rollout.groups, settings.rollout.group_size, config.compute.processes) == (48, 24, gpus)
     trainer.check(settings, RECORDS * 50, gpus)
-    epoch, rollout, update = plan.describe(settings, gpus)
+    epoch, rollout, update, cost = plan.describe(settings, gpus)
     assert epoch.startswith(f"epoch    1152 images: 48 prompts x 24; 10 denoising steps, {trained} of them trained")
     batches, size, share = map(int, re.findall(r"\d+", rollout)[:3])
     assert batches * size == 1152 and share * gpus == batches
     micro, of, passes = map(int, re.findall(r"at most (\d+) micro-batch\(es\) of (\d+) a process, so (\d+)", update)[0])
+    assert sum(map(int, re.findall(r"\d+", cost))) == {9: 74, 3: 16}[trained]  # by hand: 20 + 2 x 9 x (2 + 1), 10 + 3 x (1 + 1)
     assert passes == micro * trained and micro * of * gpus >= 1152 / 2 > (micro - 1) * of * gpus
 
 
