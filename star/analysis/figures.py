@@ -28,7 +28,7 @@ from star.analysis.style import (
     seeds,
 )
 from star.analysis.text import digits
-from star.config import Config
+from star.config import Config, main_scorer
 
 _INTERVAL = "95 % bootstrap interval over test prompts"
 _CI = ["mean", "ci_low", "ci_high"]

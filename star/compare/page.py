@@ -23,7 +23,7 @@ from star.errors import InputError
 from star.files import write_text
 from star.layout import epoch_of
 from star.prompts.record import Prompt
-from star.scoring import pictures
+from star.scoring import pictures, samples
 
 FORMAT = "star-votes-1"  # of the exported files
 EMBEDDED_AT_MOST = 32 * 2**20  # bytes of pictures; browsers slow down on larger pages
@@ -105,7 +105,7 @@ def write(
 
 def find_pairs(a: Path, b: Path, prompts: Path | None) -> list[Pair]:
     """The pairs of two folders, in A's order. Raises InputError as `write`."""
-    found_a, found_b = (pictures.find(folder, "prompt", prompts) for folder in (a, b))
+    found_a, found_b = (samples.find(folder, "prompt", prompts) for folder in (a, b))
     of_b = {(sample.record.id, sample.number): sample for sample in found_b}
     missing = {sample.record.id for sample in found_a} ^ {sample.record.id for sample in found_b}
     if missing:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from statsmodels.stats.proportion import proportion_confint
 
 from star.analysis.results import read_scores
-from star.analysis.statistics import LEVEL, interval
+from star.analysis.statistics import LEVEL, prompt_bootstrap
 from star.errors import InputError
 from star.files import write_text
 
@@ -137,7 +137,7 @@ def frame(ballots: list[Ballot]) -> pd.DataFrame:
 
 def win_rate(votes: pd.DataFrame) -> dict[str, float]:
     """{prompts, votes, a, ties, b, win_rate, low, high, wilson_low, wilson_high} of A over B."""
-    mean, low, high = interval(votes["value"].to_numpy(), votes["prompt_id"].to_numpy())
+    mean, low, high = prompt_bootstrap(votes["value"].to_numpy(), votes["prompt_id"].to_numpy())
     prompts = votes["prompt_id"].nunique()
     wilson_low, wilson_high = proportion_confint(mean * prompts, prompts, alpha=1 - LEVEL, method="wilson")
     counts = votes["preferred"].value_counts()
@@ -200,13 +200,13 @@ def score_difference(votes: pd.DataFrame, scored: pd.DataFrame) -> dict[str, flo
     judged = votes[["prompt_id", "sample"]].drop_duplicates().merge(scored, on=["prompt_id", "sample"])
     difference = judged["score_a"] - judged["score_b"]
     prompts = judged["prompt_id"].to_numpy()
-    mean, low, high = interval(difference.to_numpy(), prompts)
+    mean, low, high = prompt_bootstrap(difference.to_numpy(), prompts)
     each = votes.merge(scored, on=["prompt_id", "sample"])
     decided = each[(each["preferred"] != "tie") & (each["score_a"] != each["score_b"])]
     same = (decided["score_a"] > decided["score_b"]) == (decided["preferred"] == "A")
     return {
-        "score_a": interval(judged["score_a"].to_numpy(), prompts)[0],
-        "score_b": interval(judged["score_b"].to_numpy(), prompts)[0],
+        "score_a": prompt_bootstrap(judged["score_a"].to_numpy(), prompts)[0],
+        "score_b": prompt_bootstrap(judged["score_b"].to_numpy(), prompts)[0],
         "difference": mean,
         "difference_low": low,
         "difference_high": high,

@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from star.analysis import statistics
 from star.analysis.results import comparable, read_guards, read_scores
-from star.config import Policy
+from star.config import PolicySettings
 from star.errors import InputError
 from star.files import read_jsonl, write_text
 from star.hub.check import is_repository
 from star.layout import ADAPTER_FILE, Run, epoch_of
-from star.scoring import pictures
-from star.training.checkpoint import at_full_strength
+from star.models.adapter import at_full_strength
+from star.scoring import pictures, samples
 
 _SHOWN = 6  # prompts
 _SMALL, _LARGE = 192, 768  # pixels: smaller pictures are enlarged by a whole factor, larger ones are reduced
@@ -86,7 +86,7 @@ def of_adapter(folder: Path) -> Source:
     return Source(folder, run, epoch_of(checkpoint))
 
 
-def write(source: Source, out: Path, policy: Policy, base: str | None = None) -> Card:
+def write(source: Source, out: Path, policy: PolicySettings, base: str | None = None) -> Card:
     """Write the folder `out` whole. `policy` names the base of an adapter outside a run; `base` is its repository on the hub.
 
     Raises InputError when `out` is not empty, when the adapter is not one of a transformer, or when settings or scores of
@@ -150,12 +150,12 @@ def at_strength(file: Path) -> tuple[dict[str, Any], dict[str, str], float]:
 def _settings(run: Run) -> dict:
     try:
         settings = json.loads(run.settings.read_text(encoding="utf-8"))
-        settings["policy"]["model"], settings["task"], settings["method"]
+        settings["policy"]["model"], settings["task"], settings["method"], settings["report"][0]
     except FileNotFoundError:
         raise InputError(
             f"{run.settings}: missing; name a run's folder, or its adapter copied elsewhere with --adapter"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{run.settings}: not a run's settings ({error!r}); write them again with `star train`") from None
     return settings
 
@@ -169,14 +169,14 @@ def _scores(source: Source, settings: dict) -> list[dict]:
     """Rows of the card's table of scores: name, then mean, ci_low, ci_high and n."""
     if source.epoch is None or not (path := source.run.scores(source.epoch)).exists():
         return []
-    task, own = settings["task"], read_scores(path)
-    rows = [{"name": "this adapter"} | statistics.summary(task, own)]
+    scorer, own = settings["report"][0], read_scores(path)
+    rows = [{"name": "this adapter"} | statistics.summary(scorer, own)]
     before = _base_run(source.run).scores(0)
     if before.exists():
         base = read_scores(before)
         comparable(before, base, path, own)
-        paired = statistics.difference(task, own.assign(seed=0), base.assign(seed=0))
-        rows = [{"name": "base"} | statistics.summary(task, base), *rows, {"name": "difference, paired"} | paired]
+        paired = statistics.difference(scorer, own.assign(seed=0), base.assign(seed=0))
+        rows = [{"name": "base"} | statistics.summary(scorer, base), *rows, {"name": "difference, paired"} | paired]
     return [row | {"scorer": own["scorer"].iloc[0]} for row in rows]
 
 
@@ -193,9 +193,9 @@ def _pictures(source: Source, task: str, draft: Path) -> list[Shown]:
     """Copy picture 0 of prompts that lie evenly in the test set ordered by tag and id: no choice by score."""
     if source.epoch is None or not (folder := source.run.samples(source.epoch)).exists():
         return []
-    after = {s.record.id: s for s in pictures.find(folder, task) if s.number == 0}
+    after = {s.record.id: s for s in samples.find(folder, task) if s.number == 0}
     folder = _base_run(source.run).samples(0)
-    before = {s.record.id: s for s in pictures.find(folder, task) if s.number == 0} if folder.exists() else {}
+    before = {s.record.id: s for s in samples.find(folder, task) if s.number == 0} if folder.exists() else {}
     ordered = sorted(after, key=lambda name: (after[name].record.tag, name))
     count = min(_SHOWN, len(ordered))
     chosen = [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]

@@ -81,7 +81,7 @@ def run(random_base: Path, tmp_path: Path) -> Run:
     """A finished run whose adapter is of half its strength without its header, as old ones were; its base is tested too."""
     run = Run(tmp_path / "results/x/ocr/star/seed3")
     config = configuration.load(ROOT / "config/miniature.yaml", [f"policy.model={random_base}"])
-    settings = configuration.run_settings(config, "ocr", "star")
+    settings = configuration.run_settings(config, "letters", "star")
     write_text(run.settings, settings.model_dump_json())
     for epoch in (1, 12):
         _adapter(random_base, run.adapter(epoch), alpha=2 * RANK)
