@@ -1,5 +1,6 @@
 """`star maps`: allocation maps drawn on the pictures as they form, and how well every block localises. Source: ours."""
 
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from star.allocation.columns import core_columns
+from star.allocation.columns import core_columns, cut_prompts
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
 from star.allocation.sources import Observation
 from star.allocation.spread import token_shares
@@ -49,7 +50,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     allocation, steps = settings.allocation, settings.rollout.steps
     _check_blocks(settings)
     records = _spread(read(prompts), count)
-    model, schedule = _ready(settings, adapter, allocation.blocks)
+    model, schedule = _ready(settings, adapter, records, allocation.blocks)
     trajectory = _sampled(model, schedule, records, settings.allocation, seed)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = model.decode(latents[:, -1])
@@ -115,7 +116,7 @@ def measure(settings: RunSettings, prompts: Path, out: Path, adapter: Path | Non
     if world(settings.prompts.world).regions([]) is None:
         raise InputError(f"--localisation: nobody knows the true objects of {settings.prompts.world}")
     records = read(prompts)
-    model, schedule = _ready(settings, adapter, ())
+    model, schedule = _ready(settings, adapter, records, ())
     every = len(model.blocks)
     allocation = settings.allocation.model_copy(update={"blocks": list(range(every))})
     model.watch(allocation.blocks, allocation.heads)
@@ -140,7 +141,7 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
         raise InputError(f"--by-prompt: nobody knows the true objects of {settings.prompts.world}")
     _check_blocks(settings)
     records = read(prompts)
-    model, schedule = _ready(settings, adapter, settings.allocation.blocks)
+    model, schedule = _ready(settings, adapter, records, settings.allocation.blocks)
     raw_BTOhw, region_Bhw = _watch(model, schedule, records, settings, seed)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
     gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
@@ -158,12 +159,19 @@ def _check_blocks(settings: RunSettings) -> None:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 
 
-def _ready(settings: RunSettings, adapter: Path | None, blocks: Sequence[int]) -> tuple[FlowModel, Schedule]:
-    """The model with an adapter's weights, if any, its blocks ready to be recorded, and the noise levels of its ODE."""
+def _ready(
+    settings: RunSettings, adapter: Path | None, records: list[Prompt], blocks: Sequence[int]
+) -> tuple[FlowModel, Schedule]:
+    """The model with an adapter's weights, if any, its blocks ready to be recorded, and the noise levels of its ODE.
+
+    Says which prompts are cut.
+    """
     model = load_model(settings.policy, settings.compute)
     model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
         load_adapter(model, adapter)
+    if cut := cut_prompts(model.tokenizers(), records):
+        print(cut, file=sys.stderr)
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 
 

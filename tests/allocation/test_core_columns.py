@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from records import asked
 
 from star import cli
-from star.allocation.columns import chosen_spans, core_columns, token_columns
+from star.allocation.columns import chosen_spans, core_columns, cut_prompts, token_columns
 from star.models.door import FlowModel
 from star.pretraining import base
 from star.prompts.record import Span
@@ -83,11 +83,16 @@ def test_columns_weigh_spans_equally_and_t5_follows_clip(model: FlowModel) -> No
     assert torch.equal(core.weight_BK[1:], torch.zeros_like(core.weight_BK[1:]))
 
 
-def test_truncated_span_is_dropped_with_a_warning(model: FlowModel) -> None:
-    prompt = " ".join(["circle"] * 20) + " ring"
-    with pytest.warns(UserWarning, match="'ring' is cut away"):
-        core = core_columns(model, [asked(prompt, core=(_span(prompt, "ring"),))])
-    assert core.weight_BK.sum() == 0
+def test_truncated_spans_are_dropped_counted_and_said_once(model: FlowModel) -> None:
+    long, short = " ".join(["circle"] * 20) + " ring", "a ring"
+    prompts = [asked(text, core=(_span(text, "ring"),)) for text in (long, short)]
+    assert core_columns(model, prompts).weight_BK.sum(1).tolist() == [0, 1]
+    said = cut_prompts([(CLIP, 16), (T5, 16)], prompts)
+    assert said.startswith("1 of 2 prompts are cut (1 by CLIPTokenizer at 16 tokens, 1 by T5Tokenizer at 16 tokens)")
+    assert f"sees 1 core spans, as 'ring' of '{long}'" in said and "\n" not in said
+    assert cut_prompts([(CLIP, 16), (T5, 32)], prompts).endswith("no core span is lost")
+    assert cut_prompts([(CLIP, 32), (T5, 32)], prompts) is None
+    assert cut_prompts([(CLIP, 16)], []) is None
 
 
 def test_without_t5_the_columns_are_clips_alone(model: FlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
