@@ -1,17 +1,19 @@
 """GRPO-Guard's ratio and loss against their equations."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
+from star import config as configuration
 from star.flow.schedule import log_prob, make_schedule, step_mean
 from star.objectives.door import Transition, Velocities
 from star.objectives.guard import Guard, log_ratio
 
 M, C, H, W = 4, 3, 4, 4
-SETTINGS = {"form": "weighted", "clip_range": 1e9, "location_clip_range": 1e9, "kl_weight": 0.0}
 SCHEDULE = make_schedule(torch.linspace(1, 0, 9), noise_level=0.7)
+
+
+def _guard(form: str = "weighted") -> Guard:
+    return Guard(configuration.Guard(name="guard", form=form, clip_range=1e9, location_clip_range=1e9))
 
 
 def _drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -61,7 +63,7 @@ def test_the_gradient_at_the_old_policy_is_reweighted_by_the_step_and_ones_are_t
     for step in (1, 5):
         point = _transition(step, x, v_old, noise)
         new = v_old.clone().requires_grad_()
-        objective = Guard(SimpleNamespace(**SETTINGS | {"form": form}))
+        objective = _guard(form)
         terms = objective.terms(point, velocities=Velocities(new), advantage_M=advantage_M, map_MHW=map_MHW)
         assert torch.equal(terms.ratio, torch.ones_like(terms.ratio))
         (gradient,) = torch.autograd.grad(terms.parts["policy_loss"][1].sum(), new)
@@ -70,9 +72,7 @@ def test_the_gradient_at_the_old_policy_is_reweighted_by_the_step_and_ones_are_t
         expected = -advantage_M[:, None, None, None] * map_MHW[:, None] * noise * slope
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-9)
     scalar, ones = (
-        Guard(SimpleNamespace(**SETTINGS)).terms(
-            point, velocities=Velocities(_drawn(9, M, C, H, W)), advantage_M=advantage_M, map_MHW=map_MHW
-        )
+        _guard().terms(point, velocities=Velocities(_drawn(9, M, C, H, W)), advantage_M=advantage_M, map_MHW=map_MHW)
         for map_MHW in (None, torch.ones(M, H, W, dtype=torch.float64))
     )
     assert torch.equal(scalar.parts["policy_loss"][1], ones.parts["policy_loss"][1])

@@ -1,12 +1,12 @@
 """Forward-process objectives against slow implementations written from their equations, in float64."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from star import config as configuration
 from star.objectives.awm import Awm
 from star.objectives.door import Velocities
 from star.objectives.matching import Noised, noised_points, old_policy_decay, strata
@@ -14,9 +14,21 @@ from star.objectives.nft import Nft, optimality
 from star.objectives.pepg import Pepg
 
 M, C, H, W = 3, 2, 4, 4
-NFT = {"form": "weighted", "branch_strength": 0.5, "advantage_clip": 5.0, "kl_weight": 0.1, "drop_equal_groups": False}
-PEPG = {"form": "pepg", "advantage_scale": 0.1, "kl_weight": 0.1, "drop_equal_groups": False, "times": None}
-AWM = {"weighting": "ghuber", "power": 0.25, "kl_weight": 0.1, "old_weight": 0.7, "drop_equal_groups": False, "times": None}
+BRANCH, CLIP, KL = 0.5, 5.0, 0.1
+
+
+def _nft(**changes: object) -> Nft:
+    return Nft(
+        configuration.Nft(**{"name": "nft", "branch_strength": BRANCH, "advantage_clip": CLIP, "kl_weight": KL} | changes)
+    )
+
+
+def _pepg(**changes: object) -> Pepg:
+    return Pepg(configuration.Pepg(**{"name": "pepg", "kl_weight": KL} | changes))
+
+
+def _awm(**changes: object) -> Awm:
+    return Awm(configuration.Awm(**{"name": "awm", "kl_weight": KL, "old_weight": 0.7} | changes))
 
 
 def _drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -52,28 +64,28 @@ def _slow_nft(
         t = point.sigma[m].float().item()  # noise levels are float32 numbers
         total = 0.0
         for sign in (+1, -1):
-            branch = NFT["branch_strength"] * v.new[m] + (1 - NFT["branch_strength"]) * v.old[m]
+            branch = BRANCH * v.new[m] + (1 - BRANCH) * v.old[m]
             if sign < 0:
-                branch = (1 + NFT["branch_strength"]) * v.old[m] - NFT["branch_strength"] * v.new[m]
+                branch = (1 + BRANCH) * v.old[m] - BRANCH * v.new[m]
             x_t = (1 - t) * point.x0[m] + t * point.noise[m]
             error = x_t - t * branch - point.x0[m]
             w = max(error.abs().mean().item(), 1e-5)
             for y in range(H):
                 for x in range(W):
                     here = 1.0 if M_map is None else M_map[m, y, x].item()
-                    tilt = advantage[m] * (here if by_location else 1.0) / NFT["advantage_clip"]
+                    tilt = advantage[m] * (here if by_location else 1.0) / CLIP
                     r = 0.5 + 0.5 * max(-1.0, min(1.0, tilt))
                     probability = r if sign > 0 else 1 - r
                     square = sum(error[c, y, x].item() ** 2 for c in range(C)) / C
                     total += (1.0 if by_location else here) * probability * square / w / (H * W)
-        losses.append(total * NFT["advantage_clip"] / NFT["branch_strength"])
+        losses.append(total * CLIP / BRANCH)
     return losses
 
 
 @pytest.mark.parametrize("form", ["weighted", "per_location"])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_nft_is_its_equation(point: Noised, velocities: Velocities, form: str, mapped: bool) -> None:
-    objective, map_MHW = Nft(SimpleNamespace(**NFT | {"form": form})), _map() if mapped else None
+    objective, map_MHW = _nft(form=form), _map() if mapped else None
     terms = objective.terms(point, velocities=velocities, advantage_M=ADVANTAGE, map_MHW=map_MHW)
     weight, loss_M = terms.parts["policy_loss"]
     assert weight == 1.0
@@ -81,7 +93,7 @@ def test_nft_is_its_equation(point: Noised, velocities: Velocities, form: str, m
         _slow_nft(point, velocities, ADVANTAGE.tolist(), map_MHW, form == "per_location"), 1e-5
     )
     weight, kl_M = terms.parts["kl"]
-    assert weight == NFT["kl_weight"]
+    assert weight == KL
     assert kl_M.tolist() == pytest.approx(
         [(velocities.new[m] - velocities.reference[m]).square().mean().item() for m in range(M)]
     )
@@ -93,7 +105,7 @@ def test_the_first_order_gradient_of_nft_is_the_closed_form(point: Noised, veloc
     map_MHW = _map() * 0.5 + 0.5  # so that no tilt is clipped
     advantage_M = torch.tensor([1.5, -0.7, 0.0])
     for strength in (0.1, 1.0):
-        objective = Nft(SimpleNamespace(**NFT | {"form": form, "branch_strength": strength, "kl_weight": 0.0}))
+        objective = _nft(form=form, branch_strength=strength, kl_weight=0.0)
         new = velocities.old.clone().requires_grad_()
         terms = objective.terms(point, velocities=Velocities(new, old=velocities.old), advantage_M=advantage_M, map_MHW=map_MHW)
         (gradient,) = torch.autograd.grad(terms.parts["policy_loss"][1].double().sum(), new)
@@ -133,10 +145,8 @@ def test_gradients_are_those_of_finite_differences(point: Noised, velocities: Ve
 
     new, old = velocities.new, velocities.old
     if name.startswith("nft"):
-        objective = Nft(
-            SimpleNamespace(**NFT | {"form": "per_location" if "location" in name else "weighted", "kl_weight": 0.0})
-        )
-        b = NFT["branch_strength"]
+        objective = _nft(form="per_location" if "location" in name else "weighted", kl_weight=0.0)
+        b = BRANCH
         w_plus, w_minus = size(error(b * new + (1 - b) * old)), size(error((1 + b) * old - b * new))
 
         def loss(v: torch.Tensor) -> torch.Tensor:
@@ -150,7 +160,7 @@ def test_gradients_are_those_of_finite_differences(point: Noised, velocities: Ve
             return (each * 5 / b).sum()
 
     elif name == "awm":
-        objective = Awm(SimpleNamespace(**AWM | {"kl_weight": 0.0, "old_weight": 0.0}))
+        objective = _awm(kl_weight=0.0, old_weight=0.0)
         target = point.noise - point.x0
         plain = ((new - target) ** 2).mean((1, 2, 3))
         slope = point.sigma * (plain + 1e-10) ** (0.25 - 1)
@@ -159,7 +169,7 @@ def test_gradients_are_those_of_finite_differences(point: Noised, velocities: Ve
             return (a * slope * weighed(v - target)).sum()  # ratio 1: the gradient of -A logp
 
     else:
-        objective = Pepg(SimpleNamespace(**PEPG | {"form": name, "kl_weight": 0.0}))
+        objective = _pepg(form=name, kl_weight=0.0)
         w = size(error(new))
         bound_old = -weighed(error(old)) / size(error(old))
         lam = -weighed(error(new)) / w - bound_old
@@ -180,7 +190,7 @@ def test_gradients_are_those_of_finite_differences(point: Noised, velocities: Ve
         assert gradient[where].item() == pytest.approx(_numeric(loss, new, where), rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.parametrize("objective", [Nft(SimpleNamespace(**NFT)), Pepg(SimpleNamespace(**PEPG)), Awm(SimpleNamespace(**AWM))])
+@pytest.mark.parametrize("objective", [_nft(), _pepg(), _awm()])
 def test_a_map_of_ones_is_the_scalar_objective_bit_for_bit(point: Noised, velocities: Velocities, objective: object) -> None:
     found = []
     for map_MHW in (None, torch.ones(M, H, W)):
@@ -193,7 +203,7 @@ def test_a_map_of_ones_is_the_scalar_objective_bit_for_bit(point: Noised, veloci
 
 
 def test_the_kl_pulls_back_to_the_base(point: Noised, velocities: Velocities) -> None:
-    for objective in (Nft(SimpleNamespace(**NFT)), Pepg(SimpleNamespace(**PEPG)), Awm(SimpleNamespace(**AWM))):
+    for objective in (_nft(), _pepg(), _awm()):
         new = velocities.new.clone().requires_grad_()
         given = Velocities(new, old=velocities.old, reference=velocities.reference)
         _, kl_M = objective.terms(point, velocities=given, advantage_M=ADVANTAGE, map_MHW=None).parts["kl"]
@@ -228,7 +238,7 @@ def test_old_policy_schedules_are_the_published_ones() -> None:
 def test_advantages_of_each() -> None:
     reward, group = np.array([0.0, 1.0, 1.0, 1.0, 0.5, 0.5]), np.array([0, 0, 1, 1, 2, 2])
     expected = np.array([-0.5, 0.5, 0, 0, 0, 0])
-    np.testing.assert_allclose(Pepg(SimpleNamespace(**PEPG)).advantages(reward, group), 0.1 * expected)
-    for objective in (Nft(SimpleNamespace(**NFT)), Awm(SimpleNamespace(**AWM | {"advantage_clip": 5.0}))):
+    np.testing.assert_allclose(_pepg().advantages(reward, group), 0.1 * expected)
+    for objective in (_nft(), _awm()):
         np.testing.assert_allclose(objective.advantages(reward, group), expected / (reward.std() + 1e-4))
     assert math.isclose(reward.std(), np.sqrt(np.mean((reward - reward.mean()) ** 2)))
