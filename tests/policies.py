@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from star.config import Compute, Lora
-from star.config import Policy as Settings
+from star.config import PolicySettings as Settings
 from star.models.door import FlowModel, load_model
 from star.models.policy import Policy
 

@@ -1,4 +1,4 @@
-"""Loading a base: what its weights are called, and refusals that name key and remedy."""
+"""Loading a base: its precision, and refusals that name key and remedy."""
 
 import json
 import shutil
@@ -7,28 +7,33 @@ from pathlib import Path
 import policies
 import pytest
 import torch
+import trainings
 
+from star import config as configuration
 from star.errors import InputError
-from star.models.load import origin, weights_digest
+from star.training import checkpoint
 
 
 def test_auto_is_bfloat16_where_the_processor_has_it_and_a_run_is_not_continued_in_the_other(
     random_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = set()
+
+    def key(precision: str) -> str:
+        config = trainings.config(random_base, f"policy.precision={precision}")
+        return checkpoint.key_of(configuration.run_settings(config, "preference", "star"))
+
+    keys = set()
     for found, precision in (
         ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
         ({"avx2": True, "amx_bf16": False}, torch.float32),
         ({"neon": True, "bf16": True}, torch.float32),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        settings = policies.settings(random_base, precision="auto")
         model = policies.model(random_base, precision="auto")
         assert {p.dtype for p in model.transformer.parameters()} == {model.dtype} == {precision}
-        digests.add(origin(settings))
-        named = [origin(policies.settings(random_base, **more)) for more in ({}, {"precision": "bfloat16"})]
-        assert named == 2 * [weights_digest(settings)]
-    assert len(digests) == 2
+        keys.add(key("auto"))
+        assert key("bfloat16") not in keys and key("float32") not in keys
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import policies
 import pytest
 import torch
 
-from star.config import Lora, Training
+from star.config import Lora, Optimizer, Training
 from star.errors import InputError
 from star.models import adapter
 from star.models.policy import Policy
@@ -30,15 +30,15 @@ def _velocity(policy: Policy) -> torch.Tensor:
 
 
 def test_a_saved_adapter_loads_in_diffusers_with_its_scale(random_base: Path, tmp_path: Path) -> None:
-    learner = Learner(policies.policy(random_base), Training(epochs=1, checkpoint_every=1))
+    learner = Learner(policies.policy(random_base), Optimizer(), Training(epochs=1))
     _disturb(learner.policy)
     learner.ema = Ema(learner.parameters, 0.9, 1)
-    save(tmp_path / "step1", learner, learner.capture(), 1, "digest")
+    save(tmp_path / "epoch0001", learner, learner.capture(), 1, "digest")
     expected = _velocity(learner.policy)
     with learner.policy.reference():
         base = _velocity(learner.policy)
     fresh = policies.model(random_base)
-    fresh.pipe.load_lora_weights(tmp_path / "step1" / "adapter")  # the user's line
+    fresh.pipe.load_lora_weights(tmp_path / "epoch0001" / "adapter")  # the user's line
     x_BCHW = torch.randn(2, *fresh.geometry.latents, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         got = fresh.velocity(x_BCHW, 0.5, fresh.encode(PROMPTS))
