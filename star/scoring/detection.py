@@ -7,6 +7,17 @@ import numpy as np
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # GenEval's, on a detection's score
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RENAMED = {  # labels of COCO, and of its older spelling, that GenEval calls otherwise
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
 
 
 class Detected(Protocol):

@@ -20,21 +20,10 @@ from star.config import Scorers
 from star.errors import ScorerFailed
 from star.hub.weights import PRECISIONS, digest, load, load_model, resolve
 from star.scoring import sources
-from star.scoring.detection import THRESHOLD, Detection
+from star.scoring.detection import RENAMED, THRESHOLD, Detection
 
 TOP = 100
 _LONGEST = 1333 / 800  # longest side to shortest, as in the evaluator's test pipeline
-RENAMED = {  # labels of COCO, and of its older spelling, that GenEval calls otherwise
-    "mouse": "computer mouse",
-    "remote": "tv remote",
-    "keyboard": "computer keyboard",
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-}
 
 
 def instances(

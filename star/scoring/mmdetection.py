@@ -13,8 +13,7 @@ import numpy as np
 
 from star.config import Scorers
 from star.errors import InputError
-from star.scoring.detection import Detection
-from star.scoring.mask2former import RENAMED
+from star.scoring.detection import RENAMED, Detection
 
 _CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
 _CHECKPOINT = "c9d0c4f2"  # how the SHA-256 of the weights begins that GenEval's evaluator downloads; their file name says it

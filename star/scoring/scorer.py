@@ -7,6 +7,7 @@ never share a table column. Its name decides here and nowhere else; another scor
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from star.config import SCORERS
 from star.errors import InputError
 from star.prompts.record import Prompt
 from star.runtime import declare_torchvision
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from star.scoring.score import Score
 
 
-NAMES = ("geneval", "ocr", "pickscore")  # beside users' own `module:function`
 GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
 
 
@@ -52,7 +52,7 @@ def scorer_class(name: str) -> type[Scorer]:
         declare_torchvision()
         from star.scoring.pickscore import PickScorer as Chosen
     else:
-        raise InputError(f"scorer {name!r}: no such scorer; known: {', '.join(NAMES)}, and your own as module:function")
+        raise InputError(f"scorer {name!r}: no such scorer; known: {', '.join(SCORERS)}, and your own as module:function")
     return Chosen
 
 

@@ -12,7 +12,7 @@ from scorer_settings import scorers
 from trainings import SMALL, metrics
 
 from star import cli
-from star.config import Scorers, load
+from star.config import load
 from star.config.key import function_file
 from star.errors import InputError
 from star.prompts import make
@@ -77,8 +77,8 @@ def test_all_three_from_prompts_to_scores(mine: Path, random_base: Path):
 
 def test_the_reward_is_the_functions(mine: Path):
     images = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 51, np.uint8)])
-    scorer = make_scorer("my_reward:brightness", Scorers())
-    assert [line.reward for line in scorer(images, [asked("a dog"), asked("a cat")])] == pytest.approx([0, 0.2])
+    scorer = make_scorer("my_reward:brightness", scorers())
+    assert [line.reward for line in scorer(images, [asked("one"), asked("two")])] == pytest.approx([0, 0.2])
     before = scorer.fingerprint
     (mine / "my_reward.py").write_text(REWARD + "\n# edited\n")
     assert function_file("my_reward:brightness") == mine / "my_reward.py"
@@ -95,7 +95,7 @@ def test_the_reward_is_the_functions(mine: Path):
 )
 def test_what_is_no_reward_is_named(mine: Path, name: str, words: str):
     with pytest.raises(InputError, match=words):
-        make_scorer(name, Scorers())(np.zeros((2, 8, 8, 3), np.uint8), [asked("a dog"), asked("a cat")])
+        make_scorer(name, scorers())(np.zeros((2, 8, 8, 3), np.uint8), [asked("one"), asked("two")])
 
 
 def test_a_reward_without_a_function_is_refused_before_work(mine: Path, random_base: Path):
@@ -107,7 +107,7 @@ def test_prompts_get_what_they_lack(mine: Path, random_base: Path):
     config = load(_config(mine, random_base, {"pickscore": 1.0}))
     first, *_, last = make.records(config, "mine", "train")
     assert [span.text for span in first.core] == ["red", "circle", "above", "blue", "square"]
-    assert last.id == "pickscore-00002" and last.metadata["prompt"] == "two blue triangles"
+    assert last.id == "mine-00002" and last.metadata["prompt"] == "two blue triangles"
     assert len(make.records(config, "mine", "validation")) > 3  # not named: the world's own
 
 

@@ -282,7 +282,7 @@ def test_an_object_without_a_visible_pixel_has_no_color(clip: Path) -> None:
     seen = Detection("dog", (25.6, 3.2, 40, 8), 0.9, full & (np.arange(30) < 28))
     assert crop(picture, seen).shape == (5, 14, 3)
     assert crop(picture, seen)[0, :, 0].tolist() == [7, 7, 0x99, 0x99, *[0] * 10]  # black beyond the picture
-    colors = ClipColors(Scorers(color_model=str(clip)))
+    colors = ClipColors(scorers(geneval_color_model=str(clip)))
     named = colors([(picture, d) for d in (*nothing, seen)])
     assert named[:5] == ["none"] * 5 and named[5] in COLORS
     metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}

@@ -9,7 +9,6 @@ import pytest
 from records import asked
 from scorer_settings import scorers
 
-from star.config import Scorers
 from star.errors import InputError
 from star.scoring.rules import failure, judge, overall, relations, select, soft_reward
 from star.scoring.scorer import make_scorer
@@ -185,5 +184,5 @@ def test_bad_input_names_what_is_wrong(tmp_path: Path) -> None:
     for name in ("unicorn", "Circle"):
         with pytest.raises(InputError, match=f"four of them.*no class '{name}' to detect"):
             scorer.check([asked("four of them", {"tag": "counting", "include": [_item(name, 4)]})])
-    with pytest.raises(InputError, match=r"scorers\.detector_model: no folder .*nothing"):
-        make_scorer("geneval", Scorers(detector="mask2former", detector_model=str(tmp_path / "nothing")))
+    with pytest.raises(InputError, match=r"scorers\.geneval\.model: no folder .*nothing"):
+        make_scorer("geneval", scorers(geneval_detector="mask2former", geneval_model=str(tmp_path / "nothing")))

@@ -111,8 +111,11 @@ def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
 def test_hub_repositories_are_pinned_and_devices_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for changed, words in (
-        ({"pickscore_revision": None}, "pickscore_revision: some/clip has no commit"),
-        ({"pickscore_model": EMBEDDED, "pickscore_processor_revision": None}, "pickscore_processor_revision: .* has no commit"),
+        ({"pickscore_revision": None}, r"pickscore\.revision: some/clip has no commit"),
+        (
+            {"pickscore_model": EMBEDDED, "pickscore_processor_revision": None},
+            r"pickscore\.processor_revision: .* has no commit",
+        ),
         ({"pickscore_model": EMBEDDED, "device": "cuda"}, "device: cuda, but torch sees no GPU"),
     ):
         settings = {"pickscore_model": "some/clip", "pickscore_processor": "some/processor"} | changed
