@@ -51,8 +51,8 @@ def test_lines_and_summary(images: Path, tmp_path: Path, capsys: pytest.CaptureF
         *("filename", "tag", "prompt", "correct", "reason", "metadata", "details"),
         *("prompt_id", "sample", "score", "reward", "scorer", "task"),
     }
-    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3].task) == ("geneval-00001", 1, "geneval")
-    assert json.loads(lines[0].metadata).keys() == {"tag", "include", "prompt"}
+    assert (lines[3]["prompt_id"], lines[3]["sample"], lines[3]["task"]) == ("geneval-00001", 1, "geneval")
+    assert json.loads(lines[0]["metadata"]).keys() == {"tag", "include", "prompt"}
     assert {line["scorer"] for line in lines} == {make_scorer("geneval", SCORERS).fingerprint}
     assert result["tags"] == {tag: 0.75 if tag == "colors" else 0.5 for tag in TAGS}
     assert result["mean"] == pytest.approx((5 * 0.5 + 0.75) / 6)
