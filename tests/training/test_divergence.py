@@ -23,7 +23,7 @@ from star.training.processes import Processes
 
 def _settings(base: Path, *more: str) -> tuple[configuration.RunSettings, list[Prompt]]:
     config = small(base, *more)
-    return configuration.run_settings(config, "pickscore", "star"), make.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "preference", "star"), make.records(config, "preference", "train")
 
 
 def _epochs(out: Path) -> list[int]:
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite(
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(random_base: Path) -> None:
     settings, _ = _settings(random_base)
-    learner = learning.Learner(trainer.make_policy(settings, 0), settings.training)
+    learner = learning.Learner(trainer.make_policy(settings, 0), settings.optimizer, settings.training)
     for p in learner.parameters:
         p.grad = torch.zeros_like(p)
     learner.parameters[3].grad[0, 0] = torch.nan
@@ -124,7 +124,7 @@ def test_the_command_says_it_in_one_line(
 
 def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_out(random_base: Path) -> None:
     settings, _ = _settings(random_base, "policy.precision=float16")
-    learner = learning.Learner(trainer.make_policy(settings, 0), settings.training)
+    learner = learning.Learner(trainer.make_policy(settings, 0), settings.optimizer, settings.training)
     before = [p.detach().clone() for p in learner.parameters]
     assert learner.scaler.get_scale() == 2**16
     for p in learner.parameters:
