@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from star import code
+from star.allocation.columns import cut_prompts
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted
 from star.files import write_json, write_text
@@ -19,7 +20,7 @@ from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint
-from star.training.epoch import Session, last_trained, run_epoch
+from star.training.epoch import Session, last_trained, run_epoch, trained_steps
 from star.training.learner import Learner
 from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
@@ -27,7 +28,7 @@ from star.worlds.door import world
 
 
 def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) -> None:
-    """Raise InputError where batch numbers do not divide or prompts are too few, before anything is loaded."""
+    """Raise InputError where batches do not divide, prompts are too few or settings do not fit, before anything is loaded."""
     rollout = settings.rollout
     images = rollout.groups * rollout.group_size
     if images % rollout.batch:
@@ -48,6 +49,30 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
         raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
+    if not make_objective(settings).noisy:
+        _check_clean_rollouts(settings)
+
+
+def _check_clean_rollouts(settings: RunSettings) -> None:
+    """Raise InputError for what an objective that learns from clean pictures cannot do."""
+    rollout, objective = settings.rollout, settings.objective
+    why = f"{objective.name} samples without noise and learns from clean pictures alone"
+    if rollout.same_start:
+        raise InputError(f"rollout.same_start: {why}, so a group would be one picture; set it to false")
+    if rollout.window is not None:
+        raise InputError(f"rollout.window: {why}, so no steps are noisy; set it to null, and see objective.times")
+    if rollout.sampler != "flow_sde":
+        raise InputError(f"rollout.sampler: {why}; leave {rollout.sampler} out, and see rollout.solver")
+    if settings.allocation.normalisation == "per_trajectory":
+        raise InputError(f"allocation.normalisation: {why}, and there is no trajectory to share weight over; use per_step")
+    if settings.allocation.steps != "each":
+        raise InputError(f"allocation.steps: {why}, and every noised point has its own map; set it to each")
+    levels = len(trained_steps(rollout, 0, 1)) - getattr(objective, "skip_first", False)
+    if levels < (objective.times or 1):
+        raise InputError(
+            f"objective.times: {objective.times or 'all'} of {levels} noise level(s) that may be trained; lower it, or raise "
+            "rollout.steps or rollout.trained_fraction"
+        )
 
 
 def make_policy(settings: RunSettings, seed: int) -> Policy:
@@ -86,7 +111,7 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
     learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     done = checkpoint.resume(newest, learner)
     if processes.rank == 0:
-        _announce(settings, learner.policy, run, done, processes.count)
+        _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
     if settings.compute.shard and processes.count > 1:
         learner.policy.shard(processes.count)
 
@@ -113,7 +138,7 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
     processes.close()
 
 
-def _announce(settings: RunSettings, policy: Policy, run: Run, done: int, processes: int) -> None:
+def _announce(settings: RunSettings, policy: Policy, prompts: Sequence[Prompt], *, run: Run, done: int, processes: int) -> None:
     """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.settings, settings.model_dump_json(indent=1))
@@ -124,6 +149,8 @@ def _announce(settings: RunSettings, policy: Policy, run: Run, done: int, proces
     lines = [*describe(settings, processes), describe_device(policy)]
     if policy.device.type == "cuda":
         lines += describe_memory(policy, settings, processes)
+    if cut := cut_prompts(policy.model.tokenizers(), prompts):
+        lines.append(cut)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
