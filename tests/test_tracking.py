@@ -17,17 +17,18 @@ METHODS = ("flow_grpo", "star", "random")
 
 
 def _data(folder: Path) -> dict:
+    (folder / "base").mkdir()
     return {
         "experiment": "mirrored",
         "results": str(folder),
         "seeds": [0],
         "prompts": {"world": "miniature"},
-        "policy": {"model": "base", "resolution": 64, "guidance": 1.0},
+        "policy": {"model": str(folder / "base"), "resolution": 64, "guidance": 1.0},
         "rollout": {},
         "training": {"epochs": EPOCHS},
         "checkpoints": {"every": EPOCHS},
         "evaluation": {},
-        "scorers": {},
+        "scorers": {"geneval": {"detector": "miniature"}},
         "tasks": {"geneval": {"prompts": "shapes", "reward": {"geneval": 1.0}}},
         "methods": {m: {"optimizer": {"learning_rate": 0.1 * (i + 1)}} for i, m in enumerate(METHODS)},
     }
