@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from star.config import document as documents
 from star.config.document import OVERRIDABLE, Document, Layer
 from star.config.migrate import MINIATURE_TASKS, find_old
-from star.config.objectives import FlowGrpo, Objective
+from star.config.objectives import OBJECTIVES, FlowGrpo, Objective
 from star.config.sections import (
     SETS,
     Allocation,
@@ -261,8 +261,15 @@ def _first(error: ValidationError) -> tuple[tuple, str]:
     e = error.errors()[0]
     keys = tuple(key for key in e["loc"] if key != "[key]")
     message = e["msg"].removeprefix("Value error, ")
+    if keys[:1] == ("objective",):
+        keys = (keys[0], *keys[2:])  # behind it stands which objective
     if e["type"] == "extra_forbidden":
         message = "no such key; see config/README.md"
+    known = ", ".join(OBJECTIVES)
+    if e["type"] == "union_tag_invalid":
+        keys, message = ("objective", "name"), f"no objective {e['ctx']['tag']!r}; there are {known}"
+    if e["type"] == "union_tag_not_found":
+        message = f"a section with the name of an objective; there are {known}"
     return keys, f"{'.'.join(map(str, keys))}: {message}" if keys else message
 
 
@@ -278,6 +285,8 @@ def json_schema() -> str:
         entries = schema["properties"][section]
         entries["additionalProperties"] = {"anyOf": [entries["additionalProperties"], {"type": "null"}]}
         entries.pop("minProperties")
+    objective = schema["properties"]["objective"]
+    objective["anyOf"] = objective.pop("oneOf")  # without its name a part of one can be of several
     name = {"type": "string"}
     extends = {"description": EXTENDS, "anyOf": [name, {"type": "array", "items": name}]}
     schema["properties"] = {"extends": extends, **schema["properties"]}

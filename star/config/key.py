@@ -23,9 +23,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from star.config.experiment import Config, RunSettings
-from star.config.sections import PolicySettings
+from star.config.sections import SETS, PolicySettings
 from star.errors import InputError
-from star.worlds.door import NAMES as WORLDS
 
 # sampling 2: adapters at full strength
 VERSIONS = {"prompts": 1, "training": 1, "sampling": 2, "scoring": 1}
@@ -75,8 +74,11 @@ def scoring_key(settings: RunSettings | Config, scorer: str) -> str:
         return digest({"version": VERSIONS["scoring"], "function": scorer, "file": _content(function_file(scorer))})
     section = getattr(settings.scorers, scorer)
     models = _MODELS[scorer]
-    loaded = {} if scorer == "geneval" and section.detector in WORLDS else models  # a world's own detector has no weights
-    weights = {name: weights_digest(getattr(section, name), getattr(section, commit)) for name, commit in loaded.items()}
+    loaded = {} if scorer == "geneval" and section.detector in SETS else models  # a world's own detector has no weights
+    weights = {
+        name: weights_digest(getattr(section, name), getattr(section, commit), f"scorers.{scorer}.{name}")
+        for name, commit in loaded.items()
+    }
     fields = counted(section, without=(*models, *models.values()))
     return digest({"version": VERSIONS["scoring"], "scorer": scorer, "settings": fields, "weights": weights})
 
@@ -105,10 +107,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def weights_digest(source: str, revision: str | None = None) -> str:
+def weights_digest(source: str, revision: str | None = None, key: str = "policy.model") -> str:
     """Names the weights of `source`: by its files for a folder or file, by the commit for a repository.
 
-    The commit is the pinned `revision`, or else the lock's; InputError where there is neither. Moving a folder changes nothing.
+    The commit is the pinned `revision`, or else the lock's. Moving a folder changes nothing. Raises InputError, naming `key`,
+    for a folder that is not there, and for a repository that is neither pinned nor locked.
     """
     place = Path(source)
     if place.is_file():
@@ -116,9 +119,12 @@ def weights_digest(source: str, revision: str | None = None) -> str:
     if place.is_dir():
         files = sorted(file for file in place.rglob("*") if file.suffix in _WEIGHTS and file.name != "training.json")
         return digest({str(file.relative_to(place)): _content(file) for file in files})  # training.json: only its history
-    from star.hub import lock
+    from star.hub import check, lock
 
-    return digest({"repository": source, "commit": lock.commit(source, revision)})
+    named = check.Source(key, source, revision, ())
+    if not check.is_repository(source):
+        raise InputError(f"{key}: no folder {source}; give one with the weights, or a hub repository")
+    return digest({"repository": source, "commit": lock.commit(source, revision, named.revision_key)})
 
 
 def function_file(name: str) -> Path:

@@ -119,3 +119,4 @@ Objective = Annotated[
     | Annotated[Awm, Tag("awm")],
     Discriminator(_name),
 ]
+OBJECTIVES = {"flow_grpo": FlowGrpo, "guard": Guard, "nft": Nft, "pepg": Pepg, "awm": Awm}

@@ -3,16 +3,19 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from star.config.experiment import EXTENDS, Config, json_schema
+from star.config.objectives import OBJECTIVES
 from star.config.sections import MethodSettings, PromptFiles, Section, TaskSettings
 from star.files import write_text
 
 BEGIN, END = "<!-- keys: written by `make schema` -->", "<!-- end of keys -->"
+_PROPER = ("Adam", "Diffusion", "Flow-")  # names that begin a summary
 _HEAD = "| key | default | meaning |\n|---|---|---|\n"
 
 
@@ -21,13 +24,25 @@ def tables() -> str:
     top = [_row("extends", "none", EXTENDS)]
     parts = []
     for name, field in Config.model_fields.items():
-        if _is_section(field.annotation):
+        if name == "objective":
+            parts += _objectives()
+        elif _is_section(field.annotation):
             parts.append(f"## `{name}`: {_summary(field.annotation)}\n\n{_HEAD}{''.join(_rows(field.annotation))}")
         else:
             top.append(_row(name, _default(field), field.description))
     entries = (("tasks", TaskSettings), ("methods", MethodSettings))
     parts += [f"## `{name}.<name>`: {_summary(of)}\n\n{_HEAD}{''.join(_rows(of))}" for name, of in entries]
     return "\n".join([f"## Top level\n\n{_HEAD}{''.join(top)}", *parts])
+
+
+def _objectives() -> Iterator[str]:
+    """What `objective.name` chooses among, and the keys of each."""
+    names = ", ".join(f"`{name}`" for name in OBJECTIVES)
+    chosen = _row("name", f"`{next(iter(OBJECTIVES))}`", f"the objective: {names}; each has its own keys, below")
+    yield f"## `objective`: what an update makes better\n\n{_HEAD}{chosen}"
+    for name, section in OBJECTIVES.items():
+        rows = [row for row in _rows(section) if not row.startswith("| `name` |")]
+        yield f"### `objective: {{name: {name}}}`: {_summary(section)}\n\n{_HEAD}{''.join(rows)}"
 
 
 def page(text: str) -> str:
@@ -41,7 +56,7 @@ def _is_section(annotation: object) -> bool:
 
 def _summary(section: type[BaseModel]) -> str:
     text = section.__doc__.strip().rstrip(".")
-    return text[0].lower() + text[1:] if text[1].islower() and not text.startswith(("STAR", "Flow")) else text
+    return text if text.startswith(_PROPER) or not text[1].islower() else text[0].lower() + text[1:]
 
 
 def _rows(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -105,7 +105,9 @@ class PolicySettings(Section):
 
     model: Place = Field(description="SD3-format pipeline folder, or a hub repository")
     revision: str | None = Field(
-        None, description="commit of the hub repository; required for one, because repositories change"
+        None,
+        description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
+        "`config/weights.lock.json` ([docs/weights.md](../docs/weights.md)); a folder needs none",
     )
     resolution: Positive = Field(description="height and width of the images, pixels")
     guidance: float = Field(ge=1, description="classifier-free guidance in rollout, update and sampling; 1 is without")
@@ -306,8 +308,8 @@ class Geneval(Section):
     )
     revision: str | None = Field(
         None,
-        description="commit of the hub repository, 40 hex digits: set it yourself, the error for a missing one says how "
-        "([docs/scorers.md](../docs/scorers.md)); a folder needs none",
+        description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks "
+        "([docs/weights.md](../docs/weights.md)); a folder needs none",
     )
     size: Positive = Field(
         800,

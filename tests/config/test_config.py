@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from star.config import Config, json_schema, load, methods_of, parse, run_settings
+from star.config.objectives import OBJECTIVES
 from star.config.reference import page
 from star.errors import InputError
 
@@ -66,6 +67,10 @@ def test_the_ablation_is_the_miniature_with_more_methods_and_one_task() -> None:
         ("optimizer.learning_rate=.inf", "optimizer.learning_rate: Input should be a finite number"),
         ("optimizer.learning_rate=1e999", "optimizer.learning_rate: Input should be a finite number"),
         ("objective.kl_weight=.nan", "objective.kl_weight: Input should be a finite number"),
+        ("objective.name=ppo", "objective.name: no objective 'ppo'; there are flow_grpo, guard, nft, pepg, awm"),
+        ("objective=3", "objective: a section with the name of an objective; there are flow_grpo"),
+        ("objective.branch_strength=1", "objective.branch_strength: no such key"),
+        ("methods.star.objective={name: nft, clip_range: 1}", "methods.star.objective.clip_range: no such key"),
         ("tasks.shapes.reward.beauty=1.0", "tasks.shapes.reward.beauty: no scorer 'beauty'"),
         ("tasks.shapes.report=[ocr, ocr]", "tasks.shapes.report: a scorer is named twice"),
         ("tasks.shapes.report=[]", "tasks.shapes.report"),
@@ -291,6 +296,10 @@ def test_the_schema_file_is_the_one_of_the_classes_and_refuses_unknown_keys(data
 def test_the_reference_page_has_every_key_as_it_is() -> None:
     text = (ROOT / "config/README.md").read_text(encoding="utf-8")
     assert text == page(text), "write it again: make schema"
+    for name, objective in OBJECTIVES.items():
+        table = text.partition(f"### `objective: {{name: {name}}}`")[2].partition("\n#")[0]
+        keys = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+        assert keys == objective.model_fields.keys() - {"name"}
     for key in ("| `epochs` | required |", "| `geneval.batch` | 8 |", "| `lora.rank` | 32 |", "| `report` | the reward's |"):
         assert key in text
 

@@ -1,5 +1,6 @@
 """Keys: what makes two trainings, pictures or scores different, and what does not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from star.config import key as keys
 from star.config.key import counted, maps_key, prompts_key, sampling_key, scoring_key, training_key, weights_digest
 from star.config.sections import Section
 from star.errors import InputError
+from star.hub import lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,10 +148,12 @@ def test_pictures_depend_on_how_they_are_drawn() -> None:
 def test_scores_depend_on_their_own_scorer() -> None:
     assert scoring_key(_config("scorers.ocr.mode=page"), "pickscore") == scoring_key(_config(), "pickscore")
     assert scoring_key(_config("scorers.ocr.mode=page"), "ocr") != scoring_key(_config(), "ocr")
-    assert scoring_key(_config("scorers.pickscore.model=some/clip"), "pickscore") != scoring_key(_config(), "pickscore")
+    other = _config("scorers.pickscore.model=some/clip", f"scorers.pickscore.revision={'cd' * 20}")
+    assert scoring_key(other, "pickscore") != scoring_key(_config(), "pickscore")
     # the miniature's detector has no weights
     assert scoring_key(_config("scorers.geneval.model=other/detector"), "geneval") == scoring_key(_config(), "geneval")
-    detectors = [f"scorers.geneval={{detector: mask2former, model: some/detector, revision: {c}}}" for c in ("aa", "bb")]
+    commits = ("aa" * 20, "bb" * 20)
+    detectors = [f"scorers.geneval={{detector: mask2former, model: some/detector, revision: {c}}}" for c in commits]
     assert scoring_key(_config(detectors[0]), "geneval") != scoring_key(_config(detectors[1]), "geneval")
 
 
@@ -160,7 +164,8 @@ def test_an_edited_reward_or_prompt_file_is_another_training(tmp_path: Path, mon
     task = "tasks={mine: {prompts: {set: shapes, train: train.txt}, reward: {my_own_reward:f: 1.0}}}"
 
     def key() -> str:
-        return training_key(run_settings(load(ROOT / "config/miniature.yaml", [task]), "mine", "star"))
+        config = load(ROOT / "config/miniature.yaml", [task, f"policy.model={ROOT / 'resources/miniature/base'}"])
+        return training_key(run_settings(config, "mine", "star"))
 
     first = key()
     (tmp_path / "train.txt").write_text("a blue circle\n")
@@ -176,7 +181,7 @@ def test_an_edited_reward_or_prompt_file_is_another_training(tmp_path: Path, mon
         key()
 
 
-def test_weights_are_named_by_content_or_commit(tmp_path: Path) -> None:
+def test_weights_are_named_by_content_or_commit(tmp_path: Path, hub_cache: Path) -> None:
     for place in ("one", "two"):
         (tmp_path / place / "transformer").mkdir(parents=True)
         (tmp_path / place / "transformer/model.safetensors").write_bytes(b"weights")
@@ -191,5 +196,14 @@ def test_weights_are_named_by_content_or_commit(tmp_path: Path) -> None:
     (tmp_path / "two/transformer/model.safetensors").write_bytes(b"others")
     assert len({same, weights_digest(one), weights_digest(two)}) == 3
     pinned = weights_digest("some/model", "ab" * 20)
-    assert pinned == weights_digest("some/model", None, commit="ab" * 20) == weights_digest("some/model", "main", "ab" * 20)
+    (hub_cache.parent / "config").mkdir()
+    lock.merge(lock.Lock(commits={"some/model": "ab" * 20}))
+    assert pinned == weights_digest("some/model")  # the lock's commit
+    for place, revision, says in (
+        ("no/such/folder", None, "scorers.geneval.model: no folder no/such/folder"),
+        ("other/model", None, "scorers.geneval.revision: other/model has no commit"),
+        ("other/model", "main", "scorers.geneval.revision: 'main' of other/model"),
+    ):
+        with pytest.raises(InputError, match=re.escape(says)):
+            weights_digest(place, revision, "scorers.geneval.model")
     assert pinned != weights_digest("some/model", "cd" * 20) != weights_digest("other/model", "cd" * 20)
