@@ -14,10 +14,13 @@ from star.config import Config, json_schema, load, methods_of, parse, run_settin
 from star.config.objectives import OBJECTIVES
 from star.config.reference import page
 from star.errors import InputError
+from star.prompts.record import Prompt
+from star.training.train import check
 
 ROOT = Path(__file__).parents[2]
 MINIATURE = ROOT / "config/miniature.yaml"
 WHOLE = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("config/experiments/*.yaml")])
+PUBLISHED = [ROOT / f"config/{name}/sd35-medium.yaml" for name in ("nft", "pepg", "awm", "guard")]
 PARTS = sorted([*ROOT.glob("config/gpus/*.yaml"), *ROOT.glob("config/fast/*.yaml")])
 
 
@@ -31,7 +34,25 @@ def test_every_configuration_in_the_repository_is_valid_and_named_after_its_expe
     assert load(file).experiment == file.stem
 
 
-@pytest.mark.parametrize("file", WHOLE + PARTS, ids=lambda f: f.name)
+def test_every_file_of_the_folder_is_tested() -> None:
+    assert set(WHOLE + PARTS + PUBLISHED) == set(ROOT.glob("config/**/*.yaml"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda f: f.parent.name)
+def test_published_settings_of_other_objectives_can_be_trained(file: Path) -> None:
+    config, name = load(file), file.parent.name
+    assert config.experiment == f"sd35-medium-{name}"
+    for task, method in itertools.product(config.tasks, config.methods):
+        settings = run_settings(config, task, method)
+        rollout = settings.rollout
+        assert (settings.objective.name, rollout.groups, rollout.group_size) == (name, 48, 24)
+        assert (rollout.window, rollout.same_start) == (None, False)
+        # Flow-GRPO's weight of the base on this task would have been inherited
+        assert settings.objective.kl_weight < 0.01
+        check(settings, [Prompt(str(i), task, "any", "a dog") for i in range(48)])
+
+
+@pytest.mark.parametrize("file", WHOLE + PARTS + PUBLISHED, ids=lambda f: f"{f.parent.name}-{f.name}")
 def test_every_file_is_one_by_the_schema(file: Path) -> None:
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     jsonschema.validate(document, json.loads(json_schema()), jsonschema.Draft202012Validator)
