@@ -62,7 +62,7 @@ test-browser: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
 
 bench: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/training.py --out docs/benchmarks/miniature
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training --out docs/benchmarks/miniature
 
 lint: install
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ class Report:
             raise InputError(f"--out: the folder {out.parent} does not exist; make it first")
         self.out, self.rows = out, []
         self.about = {
-            "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", "benchmarks.training", *sys.argv[1:]]),
             "device": device_name(device),
             "torch": torch.__version__,
             "date": datetime.now().astimezone().isoformat(timespec="minutes"),

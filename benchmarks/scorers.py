@@ -1,6 +1,6 @@
 """How fast each scorer is on this machine, and the share of an epoch that scoring takes.
 
-    python benchmarks/scorers.py [--images 96] [--true-size 2] [--epochs 4]
+    python -m benchmarks.scorers [--images 96] [--true-size 2] [--epochs 4]
 
 Prints the tables of docs/scorers.md in Markdown. Scorers run in one thread, as in the workers of a training. The miniature's
 run on rendered pictures of its test prompts. The published models are built at their true size with random weights (no result
@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sd35_medium import clip_text, clip_vision, save_clip, save_pickscore
 from tqdm import tqdm
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
-from work import regions
 
+from benchmarks.sd35_medium import clip_text, clip_vision, save_clip, save_pickscore
 from star import config as configuration
 from star.cli import quiet_libraries
-from star.config import Config, Scorers
+from star.config import Config, Geneval, Pickscore, Scorers
 from star.objectives.door import make_objective
 from star.prompts import make
 from star.prompts.record import Prompt
@@ -44,6 +43,7 @@ from star.training.learner import Learner
 from star.training.processes import Processes
 from star.training.train import make_policy
 from star.worlds.coco.geneval import CLASSES
+from star.worlds.door import world
 from star.worlds.miniature.scenes import compose, render
 
 SIDE = 512  # pixels of a picture for the published models
@@ -57,7 +57,7 @@ def timed(work: Callable[[], object], count: int) -> tuple[float, float]:
     return count / (time.perf_counter() - wall), (time.process_time() - cpu) / count
 
 
-def rendered(config: Config, task: str, count: int) -> tuple[list[np.ndarray], list[dict]]:
+def rendered(config: Config, task: str, count: int) -> tuple[list[np.ndarray], list[Prompt]]:
     """Test prompts of the miniature, spread over its tags, and pictures that show them."""
     records = make.records(config, task, "test")
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
@@ -145,8 +145,8 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
     settings = configuration.run_settings(config, task, "star")
     settings = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"learning_rate": 1e-9})})
     records = make.records(config, task, "train")
-    learner, objective, processes = Learner(make_policy(settings, 0), settings.training), make_objective(settings), Processes()
-    known = regions if settings.prompts.world == "miniature" else None
+    learner = Learner(make_policy(settings, 0), settings.optimizer, settings.training)
+    objective, processes, regions = make_objective(settings), Processes(), world(settings.prompts.world).regions
     seconds: dict[str, list] = {way: [] for way in WAYS}
     with (
         RewardPool(settings.reward, settings.scorers, 0) as thread,
@@ -157,7 +157,7 @@ def shares(config: Config, task: str, epochs: int) -> Iterator[tuple]:
         for epoch in tqdm(range(epochs + 1), desc=task, unit="epoch"):
             for way, pool in zip(WAYS, (Waiting(thread), thread, process), strict=True):
                 began = time.perf_counter()
-                session = Session(settings, 0, records, learner, objective, pool, processes, known)
+                session = Session(settings, 0, records, learner, objective, pool, processes, regions)
                 row = run_epoch(session, epoch, first=False)
                 waited = row["seconds_reward"] + (pool.seconds if isinstance(pool, Waiting) else 0)
                 if epoch:  # the first warms up

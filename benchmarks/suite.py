@@ -6,13 +6,13 @@ docs/benchmarks.md says what each number means. Source: ours.
 import time
 from collections import defaultdict
 
-import measure
 import numpy as np
 import torch
-from measure import ImageFlops, Meter
-from report import Report
-from work import METHODS, Work
 
+from benchmarks import measure
+from benchmarks.measure import ImageFlops, Meter
+from benchmarks.report import Report
+from benchmarks.work import METHODS, Work
 from star.training.plan import memory_bytes
 
 GIB = 2**30

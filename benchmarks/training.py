@@ -1,8 +1,8 @@
 """What training costs, measured in one process: its parts, STAR over scalar, against plain Flow-GRPO, against the matrix rate.
 
-    python benchmarks/training.py                                      # the miniature, on a CPU
-    python benchmarks/training.py --size sd35-medium --out gpu         # true size, random weights, CUDA: about ten minutes
-    python benchmarks/training.py --size sd35-medium --layers 2 --device cpu --resolution 128 --batch 2 --repeats 1
+    python -m benchmarks.training                                      # the miniature, on a CPU
+    python -m benchmarks.training --size sd35-medium --out gpu         # true size, random weights, CUDA: about ten minutes
+    python -m benchmarks.training --size sd35-medium --layers 2 --device cpu --resolution 128 --batch 2 --repeats 1
                                                                        # the same code on a small machine
 
 Epochs of the scalar method, STAR and plain Flow-GRPO (flow_grpo.py) take turns; a pair is two epochs of the same turn.
@@ -21,6 +21,7 @@ from star.prompts import make
 from star.runtime import declare_torchvision
 
 TASK = {"miniature": "shapes", "sd35-medium": "pickscore"}
+PROMPTS = {"miniature": "shapes", "sd35-medium": "geneval"}
 LAYERS = 24
 
 
@@ -55,14 +56,11 @@ def prepare(args: argparse.Namespace) -> tuple[configuration.Config, int | None]
 def _measure(args: argparse.Namespace) -> None:
     config, paper = prepare(args)
     settings = {method: configuration.run_settings(config, TASK[args.size], method) for method in ("flow_grpo", "star")}
-    prompts = "shapes" if args.size == "miniature" else "geneval"
-    records, star = make.records(config, prompts, "test"), settings["star"]
+    records, star = make.records(config, PROMPTS[args.size], "test"), settings["star"]
 
-    import sd35_medium
-    import suite
-    from report import Report
-    from work import Work
-
+    from benchmarks import sd35_medium, suite
+    from benchmarks.report import Report
+    from benchmarks.work import Work
     from star.models.door import load_model
     from star.models.policy import Policy
     from star.models.sd3 import SD3
@@ -78,7 +76,8 @@ def _measure(args: argparse.Namespace) -> None:
             layers = args.layers or LAYERS
             pipe = sd35_medium.pipeline(pick_precision(star.policy), device, layers)
             sd35_medium.save_pickscore(Path(folder), device, layers)
-            scorers = scorers.model_copy(update={"pickscore_model": folder, "pickscore_processor": folder})
+            reward = scorers.pickscore.model_copy(update={"model": folder, "processor": folder})
+            scorers = scorers.model_copy(update={"pickscore": reward})
             model = SD3(pipe, star.policy, star.compute)
         else:
             model = load_model(star.policy, star.compute)
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _measure(args)
     except InputError as error:
-        print(f"benchmarks/training.py: {error}", file=sys.stderr)
+        print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,11 +7,11 @@ whose rate is next to nothing, so that they keep doing the same work. Advantages
 
 from dataclasses import replace
 
-import flow_grpo
 import numpy as np
 import torch
-from measure import Meter
 
+from benchmarks import flow_grpo
+from benchmarks.measure import Meter
 from star.config import RunSettings
 from star.models.policy import Policy
 from star.objectives.door import make_objective
@@ -24,6 +24,7 @@ from star.training.metrics import map_diagnostics
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, sample_rollouts
 from star.training.update import update_policy
+from star.worlds.door import world
 
 METHODS = ("flow_grpo", "star")
 
@@ -33,22 +34,20 @@ class Work:
 
     def __init__(self, settings: dict[str, RunSettings], policy: Policy, pool: RewardPool, records: list[Prompt]) -> None:
         self.settings, self.policy, self.pool, self.records = settings, policy, pool, records
-        self.learner, processes = Learner(policy, settings["star"].training), Processes()
-        known = regions if settings["star"].prompts.world == "miniature" else None
+        star, processes = settings["star"], Processes()
+        self.learner, regions = Learner(policy, star.optimizer, star.training), world(star.prompts.world).regions
         self.sessions = {
-            method: Session(one, 0, records, self.learner, make_objective(one), pool, processes, known)
+            method: Session(one, 0, records, self.learner, make_objective(one), pool, processes, regions)
             for method, one in settings.items()
         }
         self.rollouts: Rollouts | None = None
         self.visit(policy.device)
-        one, rollouts = settings["flow_grpo"], {"plain": settings["flow_grpo"].rollout}
-        if one.rollout.window is not None:
-            rollouts["plain_all_steps"] = one.rollout.model_copy(update={"window": None, "window_range": None})
-        self.plain = {
-            name: flow_grpo.FlowGrpo(policy.model.pipe, one.policy, rollout, one.training, policy.device)
-            for name, rollout in rollouts.items()
-        }
-        self.methods = (*METHODS, *rollouts)
+        plain = {"plain": settings["flow_grpo"]}
+        if plain["plain"].rollout.window is not None:
+            all_steps = plain["plain"].rollout.model_copy(update={"window": None, "window_range": None})
+            plain["plain_all_steps"] = plain["plain"].model_copy(update={"rollout": all_steps})
+        self.plain = {name: flow_grpo.FlowGrpo(policy.model.pipe, one, policy.device) for name, one in plain.items()}
+        self.methods = (*METHODS, *plain)
         self.visit(torch.device("cpu"))
 
     def visit(self, device: torch.device) -> None:

@@ -233,7 +233,7 @@ def cost(config: Config, tables: Tables, title: str) -> Figure:
         figure,
         f"{title}: {config.experiment}. Left: where the seconds of an epoch go. Right: median epoch and peak memory "
         f"over those of flow_grpo with the same seed; {_OVER_SEEDS}. Trainings shared the machine with others, so small "
-        "ratios are noise; benchmarks/training.py times both methods in turn.",
+        "ratios are noise; python -m benchmarks.training times both methods in turn.",
     )
     return figure
 

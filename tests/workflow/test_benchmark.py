@@ -4,17 +4,14 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
-import flow_grpo
-import measure
 import numpy as np
 import pytest
-import sd35_medium
 import torch
-import training
 from diffusers import SD3Transformer2DModel
 from records import asked
 from trainings import session
 
+from benchmarks import flow_grpo, measure, sd35_medium, training
 from star import config as configuration
 from star.config import RunSettings
 from star.prompts import make
@@ -63,7 +60,7 @@ def test_plain_flow_grpo_is_the_scalar_method(
 ) -> None:
     """Same noise and prompts, written twice: pictures, latents, log-probabilities, losses and the gradient of an epoch."""
     settings, records = _settings(random_base, f"policy.guidance={guidance}", *steps)
-    rollout, training_, pool = settings.rollout, settings.training, NoRewards()
+    rollout, pool = settings.rollout, NoRewards()
     ours = session(settings, records, pool)
     learner, policy = ours.learner, ours.learner.policy
     pipe, transformer = policy.model.pipe, policy.model.transformer
@@ -78,7 +75,7 @@ def test_plain_flow_grpo_is_the_scalar_method(
     epoch = prepare_epoch(ours, 1)
     trained, found = epoch.trained, rolling.sample_rollouts(ours, epoch)
 
-    plain = flow_grpo.FlowGrpo(pipe, settings.policy, rollout, training_, policy.device)
+    plain = flow_grpo.FlowGrpo(pipe, settings, policy.device)
     with flow_grpo.stock_attention(transformer):
         text = plain.encode([prompt.text for prompt in epoch.prompts for _ in range(rollout.group_size)])
         theirs, pictures = plain.sample(*text, torch.cat(noises), trained)

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-import scorers as benchmark
+
+from benchmarks import scorers as benchmark
 
 
 def test_prints_a_row_for_each_of_the_miniatures_scorers(capsys: pytest.CaptureFixture) -> None:
