@@ -20,6 +20,7 @@ from star.training.update import deal, micro_batches
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
+NFT = "methods.nft={objective: {name: nft}, rollout: {same_start: false}, allocation: {source: attention, control: random}}"
 
 
 def _command(folder: Path, base: Path, processes: int, method: str, *more: str) -> list[str]:
@@ -32,7 +33,7 @@ def _command(folder: Path, base: Path, processes: int, method: str, *more: str) 
         "training.ema_every=1",
     ]
     settings += ["checkpoints.keep_states=1", "policy.precision=float32", f"policy.model={base}"]
-    config = configuration.load(ROOT / "config/miniature.yaml", [*settings, *more])
+    config = configuration.load(ROOT / "config/miniature.yaml", [*settings, NFT, *more])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     train = ["-m", "star.cli", "train", "--config", str(folder / "config.yaml"), "--task", "preference", "--method", method]
@@ -56,8 +57,8 @@ def _metrics(folder: Path) -> list[dict]:
     return numbers(metrics(folder / "run"))
 
 
-def _adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "run/checkpoints/epoch0003/adapter/pytorch_lora_weights.safetensors")
+def _adapter(folder: Path, epoch: int = 3) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"run/checkpoints/epoch{epoch:04d}/adapter/pytorch_lora_weights.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +85,20 @@ def test_two_processes_give_the_numbers_of_one(random_base: Path, tmp_path: Path
         torch.testing.assert_close(_adapter(tmp_path)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_a_process_whose_micro_batches_all_only_fill_up_agrees_with_the_others(random_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["random", "nft"])
+def test_a_process_whose_micro_batches_all_only_fill_up_agrees_with_the_others(
+    random_base: Path, tmp_path: Path, method: str
+) -> None:
     one_a_step = ["training.updates_per_epoch=4", "training.epochs=1", "checkpoints.every=1"]
     for processes in (1, 2):
         more = (*one_a_step, f"compute={{processes: {processes}}}")
-        process = _start(_command(tmp_path / str(processes), random_base, processes, "random", *more))
+        process = _start(_command(tmp_path / str(processes), random_base, processes, method, *more))
         printed = _finish(process)
         assert process.returncode == 0, printed
     ((one,), (two,)) = (_metrics(tmp_path / "1"), _metrics(tmp_path / "2"))
     assert two == pytest.approx(one, rel=2e-3, abs=1e-5)
+    for name, tensor in _adapter(tmp_path / "1", 1).items():
+        torch.testing.assert_close(_adapter(tmp_path / "2", 1)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def _wait_for(file: Path, process: subprocess.Popen) -> None:
