@@ -108,12 +108,11 @@ def _score(args: argparse.Namespace) -> None:
             else:
                 folder.print_summary(summary)
         return
-    scorer = configuration.main_scorer(config, args.scorer) if args.scorer in config.tasks else args.scorer
+    if args.task:
+        configuration.require_task(config, args.task)
+    scorer = configuration.main_scorer(config, args.task) if args.task else args.scorer
     if ":" not in scorer and scorer not in configuration.SCORERS:
-        raise InputError(
-            f"--scorer {args.scorer}: no scorer ({', '.join(configuration.SCORERS)}, module:function), and no task of the "
-            f"configuration ({', '.join(config.tasks)})"
-        )
+        raise InputError(f"--scorer {scorer}: no such scorer; there are {', '.join(configuration.SCORERS)}, module:function")
     folder.print_summary(folder.score(scorer, args.images, args.out, scorers, args.prompts))
     if args.guards:
         from star.scoring import guards
@@ -258,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
     which = s.add_mutually_exclusive_group(required=True)
     which.add_argument("--scorer", metavar="NAME", help="geneval, ocr, pickscore, or a function of your own, module:function")
-    which.add_argument("--task", dest="scorer", metavar="NAME", help="the scorer of a task of the configuration")
+    which.add_argument("--task", metavar="NAME", help="the scorer of a task of the configuration: the first that it reports")
     which.add_argument("--all", action="store_true", help="every scorer that the prompts allow; --out is a folder then")
     s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
     s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")

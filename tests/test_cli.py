@@ -44,7 +44,7 @@ def test_help_exits_zero(stage: str, capsys: pytest.CaptureFixture) -> None:
         ),
         (["train", "--task", "letters", "--method", "ppo", "--out", "x"], "ppo"),
         (["sample", "--prompts", "none.jsonl", "--out", "x"], "none.jsonl: no such prompt file"),
-        (["score", "--task", "ocr", "--images", "none", "--out", "x"], "none"),
+        (["score", "--scorer", "ocr", "--images", "none", "--out", "x"], "none"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(

@@ -59,10 +59,9 @@ class Machine:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.lock = folder, folder / "config/weights.lock.json"
         self.environment = os.environ | {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
-        config = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
-        config["policy"] |= {"model": "acme/base"}
-        config["scorers"] |= {"pickscore_model": "acme/score", "pickscore_processor": "acme/score"}
-        config["scorers"] |= {"pickscore_revision": None, "pickscore_processor_revision": None}
+        score = {"model": "acme/score", "revision": None, "processor": "acme/score", "processor_revision": None}
+        quick = str(ROOT / "config/miniature-quick.yaml")
+        config = {"extends": quick, "policy": {"model": "acme/base"}, "scorers": {"pickscore": score}}
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
         (folder / "resources").symlink_to(ROOT / "resources")
@@ -90,13 +89,13 @@ golden.preferences = lambda model: known  # the built-in pictures are for PickSc
 config = ["--config", "config.yaml"]
 assert cli.main(["fetch", *config]) == 0
 print("prompts")
-assert cli.main(["prompts", *config, "--task", "pickscore", "--split", "test", "--out", "all.jsonl"]) == 0
+assert cli.main(["prompts", *config, "--task", "preference", "--split", "test", "--out", "all.jsonl"]) == 0
 Path("two.jsonl").write_text("".join(Path("all.jsonl").read_text().splitlines(keepends=True)[:2]))
 assert cli.main(["prompts", *config, "--show-core", "two.jsonl"]) == 0
 for base in ("acme/base", sys.argv[1]):
     options = [*config, "--set", f"policy.model={base}", "--prompts", "two.jsonl", "--images", "1"]
     assert cli.main(["sample", *options, "--out", Path(base).name]) == 0
-assert cli.main(["score", *config, "--task", "pickscore", "--images", "base", "--out", "scores.jsonl"]) == 0
+assert cli.main(["score", *config, "--scorer", "pickscore", "--images", "base", "--out", "scores.jsonl"]) == 0
 """
 
 

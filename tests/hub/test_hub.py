@@ -114,9 +114,9 @@ def test_the_licence_gate(token: str | None, hub_server: Hub, monkeypatch: pytes
         (
             "some/clip",
             None,
-            r"scorers\.pickscore_revision: some/clip has no commit, neither here nor in .*; run `star fetch --config",
+            r"scorers\.pickscore\.revision: some/clip has no commit, neither here nor in .*; run `star fetch --config",
         ),
-        ("some/clip", "main", r"scorers\.pickscore_revision: 'main' of some/clip can come to mean something else"),
+        ("some/clip", "main", r"scorers\.pickscore\.revision: 'main' of some/clip can come to mean something else"),
     ],
 )
 def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_server: Hub) -> None:
@@ -126,7 +126,7 @@ def test_what_is_not_on_the_hub(name: str, revision: str | None, says: str, hub_
 
 
 def test_detector_and_colors_are_pinned_too(hub_server: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"scorers\.detector_revision: facebook/mask2former-swin-small-coco-instance has no"):
+    with pytest.raises(InputError, match=r"scorers\.geneval\.revision: facebook/mask2former-swin-small-coco-instance has no"):
         make_scorer("geneval", Scorers())
     assert hub_server.asked == []
 
@@ -148,7 +148,7 @@ def test_a_hub_that_says_nothing_is_asked_once(silent_hub: list, capsys: pytest.
     assert len(silent_hub) == 2
     pictures = ["--images", str(PICKSCORE / "golden"), "--prompts", str(PICKSCORE / "golden/captions.jsonl"), "--out", "x"]
     settings = ("pickscore.model=some/clip", f"pickscore.revision={COMMIT}")
-    assert cli.main(["score", "--task", "pickscore", *pictures, *(f"--set=scorers.{s}" for s in settings)]) == 2
+    assert cli.main(["score", "--scorer", "pickscore", *pictures, *(f"--set=scorers.{s}" for s in settings)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("star score: scorers.pickscore.model: some/clip is not whole") and len(silent_hub) == 3
 

@@ -24,10 +24,9 @@ CLIP = Source("scorers.pickscore.model", "some/clip", None, ("model", "tokenizer
 @pytest.fixture
 def config(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration that takes base and PickScore from the hub, unpinned, in an empty folder."""
-    document = yaml.safe_load((ROOT / "config/miniature-quick.yaml").read_text())
-    document["policy"] |= {"model": "some/pipeline"}
-    document["scorers"] |= {"pickscore_model": "some/clip", "pickscore_processor": "some/clip"}
-    document["scorers"] |= {"pickscore_revision": None, "pickscore_processor_revision": None}
+    clip = {"model": "some/clip", "revision": None, "processor": "some/clip", "processor_revision": None}
+    quick = str(ROOT / "config/miniature-quick.yaml")
+    document = {"extends": quick, "policy": {"model": "some/pipeline"}, "scorers": {"pickscore": clip}}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(document))
     monkeypatch.chdir(tmp_path)
@@ -77,7 +76,7 @@ def test_a_file_that_the_lock_does_not_have_is_refused(config: Path, hub_cache: 
     _fetch(config)
     stranger = _snapshot(hub_cache, "some/clip") / "added_tokens.json"
     stranger.write_text('{"red": 7}')
-    with pytest.raises(InputError, match=rf"scorers\.pickscore_model: .* does not have {stranger}; run `star fetch"):
+    with pytest.raises(InputError, match=rf"scorers\.pickscore\.model: .* does not have {stranger}; run `star fetch"):
         lock.check(CLIP, COMMIT)
     with pytest.raises(InputError, match=rf"{stranger} is not the file that the hub has; remove"):
         _fetch(config)

@@ -268,7 +268,7 @@ def test_an_id_of_two_prompts_is_refused_wherever_it_is_read(tmp_path: Path, cap
     images.mkdir()
     for name in ("0.png", "1.png"):
         Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(images / name)
-    arguments = ["score", "--task", "pickscore", "--images", str(images), "--out", str(tmp_path / "scores.jsonl")]
+    arguments = ["score", "--scorer", "pickscore", "--images", str(images), "--out", str(tmp_path / "scores.jsonl")]
     assert cli.main([*arguments, "--prompts", str(file)]) == 2
     assert "records.jsonl:2: id 'same' is that of another prompt" in capsys.readouterr().err
     (tmp_path / "p.jsonl").write_text('{"prompt": "a ring", "id": "pickscore-00001"}\n{"prompt": "a cross"}\n')  # one is made

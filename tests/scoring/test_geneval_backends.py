@@ -362,7 +362,7 @@ def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
     for key in ("detector", "model", "color_model", "size", "golden"):
         config += ["--set", f"scorers.geneval.{key}={getattr(chosen.geneval, key)}"]
     first, again = tmp_path / "first.jsonl", tmp_path / "again.jsonl"
-    assert cli.main(["score", "--task", "geneval", "--images", str(images), "--out", str(first), *config]) == 0
+    assert cli.main(["score", "--scorer", "geneval", "--images", str(images), "--out", str(first), *config]) == 0
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in first.read_text().splitlines()]
     official = _official_summary(first)
@@ -376,7 +376,7 @@ def test_pictures_to_lines_to_summary_and_the_same_again_from_the_lines(
     assert fingerprint == make_scorer("geneval", chosen).fingerprint
     for part in ("mask2former", str(detector), str(clip), "transformers-", "torch-", "size=64", "threshold=0.3/0.9"):
         assert part in fingerprint
-    assert cli.main(["score", "--task", "geneval", "--detections", str(first), "--out", str(again)]) == 0
+    assert cli.main(["score", "--scorer", "geneval", "--detections", str(first), "--out", str(again)]) == 0
     assert _official_summary(again) == official and f"{official['mean']:.4f}" in capsys.readouterr().out
     for a, b in zip(lines, map(json.loads, again.read_text().splitlines()), strict=True):
         assert {**a, "scorer": None} == {**b, "scorer": None} and fingerprint in b["scorer"] != a["scorer"]

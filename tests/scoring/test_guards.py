@@ -113,7 +113,7 @@ def test_command_writes_what_the_tables_read(tmp_path: Path, capsys: pytest.Capt
     rng = np.random.default_rng(2)
     images = _folder(tmp_path / "images", "geneval", [d], [[render(compose(d, rng)) for _ in range(2)]])
     out, guards = tmp_path / "scores.jsonl", tmp_path / "guards/epoch0000.json"
-    command = ["score", "--task", "geneval", "--images", str(images), "--out", str(out), "--guards", str(guards)]
+    command = ["score", "--scorer", "geneval", "--images", str(images), "--out", str(out), "--guards", str(guards)]
     assert cli.main(command) == 0
     assert out.exists() and "overall        1.0000" in capsys.readouterr().out
     rows = read_guards(guards)

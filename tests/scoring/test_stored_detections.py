@@ -194,7 +194,7 @@ def test_bad_stored_detections_are_named(change: dict | None, says: str, tmp_pat
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=says):
         rescore(file, out)
-    assert cli.main(["score", "--task", "geneval", "--detections", str(file), "--out", str(out)]) == 2
+    assert cli.main(["score", "--scorer", "geneval", "--detections", str(file), "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
 
 
@@ -251,7 +251,7 @@ def test_score_wants_pictures_or_detections(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "torn.jsonl").write_text('{"a": 1')
     for arguments, says in (
         (["--task", "geneval"], "--images"),
-        (["--task", "ocr", "--detections", "x.jsonl"], "--scorer geneval"),
+        (["--scorer", "ocr", "--detections", "x.jsonl"], "--scorer geneval"),
         (["--task", "geneval", "--detections", "x.jsonl", "--images", "y"], "--images"),
         (["--task", "geneval", "--detections", "none.jsonl"], "none.jsonl: no such file"),
         (["--task", "geneval", "--detections", str(tmp_path / "empty.jsonl")], "no detections in it"),

@@ -17,7 +17,7 @@ import yaml
 from records import asked
 from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
-from trainings import ROOT, TIMINGS, metrics, numbers, session, train
+from trainings import ROOT, SMALL, TIMINGS, metrics, numbers, session, train
 from trainings import config as small
 
 from star import cli
@@ -116,7 +116,7 @@ def test_rewards_of_several_scorers_are_added_by_weight_and_logged_one_by_one(
         settings = ("training.epochs=1", "rollout.steps=6", "scorers.workers=1", f"tasks.preference.reward={reward}")
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(small(Path("resources/miniature/base"), *settings).model_dump(mode="json")))
-        run = ["--task", "pickscore", "--method", "flow_grpo", "--out", str(tmp_path / name)]
+        run = ["--task", "preference", "--method", "flow_grpo", "--out", str(tmp_path / name)]
         assert cli.main(["train", "--config", str(file), *run]) == 0, capsys.readouterr().err
         (rows[name],) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
     both, alone = rows["both"], [rows[name]["reward_mean"] for name in ("geneval", "pickscore")]
@@ -130,7 +130,7 @@ def test_prompts_that_cannot_be_scored_stop_before_work(
 ) -> None:
     file, listed = tmp_path / "config.yaml", tmp_path / "prompts.jsonl"
     file.write_text(yaml.safe_dump(small(random_base, "scorers.workers=1").model_dump(mode="json")))
-    records = make.records(configuration.load(file), "ocr", "train")[:40]
+    records = make.records(configuration.load(file), "letters", "train")[:40]
     records[-1] = asked("a sign")
     listed.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
     run = ["--task", "letters", "--method", "flow_grpo", "--prompts", str(listed), "--out", str(tmp_path / "run")]
@@ -176,7 +176,7 @@ def test_compiled_blocks_give_the_numbers_of_the_others(
 
 def _settings(base: Path, method: str, *more: str) -> tuple[configuration.RunSettings, list[Prompt]]:
     config = small(base, "policy.precision=float32", *more)
-    return configuration.run_settings(config, "pickscore", method), make.records(config, "pickscore", "train")
+    return configuration.run_settings(config, "preference", method), make.records(config, "preference", "train")
 
 
 def test_the_batch_split_changes_no_more_than_rounding(random_base: Path) -> None:
@@ -239,7 +239,7 @@ def test_steps_before_the_noise_are_sampled_once_a_group(random_base: Path, monk
 def test_killed_and_resumed_equals_uninterrupted(random_base: Path, tmp_path: Path, scalar_run: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(small(random_base).model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -270,7 +270,7 @@ def _kill_scorers(process: subprocess.Popen) -> int:
 def test_a_scorer_that_dies_twice_stops_the_run_which_goes_on(random_base: Path, tmp_path: Path, scalar_run: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(small(random_base, "scorers.workers=1").model_dump(mode="json")))
-    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "pickscore"]
+    command = [sys.executable, "-m", "star.cli", "train", "--config", str(file), "--task", "preference"]
     command += ["--method", "flow_grpo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline, killed = time.monotonic() + 240, 0

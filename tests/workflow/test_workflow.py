@@ -71,7 +71,7 @@ class Toy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
-        config["experiment"], config["policy"]["model"] = "toy", "no-such-folder"
+        config["experiment"], config["policy"]["model"] = "toy", "base"
         config["training"] |= {"epochs": 4}
         config["checkpoints"] = {"every": 2}
         config["tasks"] = {
@@ -80,6 +80,9 @@ class Toy:
         }
         config["methods"] = {method: config["methods"][method] for method in ("flow_grpo", "star")}
         (folder / "toy.yaml").write_text(yaml.safe_dump(config))
+        for weights in ("base", "resources/miniature/pickscore"):
+            (folder / weights).mkdir(parents=True)
+            (folder / weights / "model.safetensors").touch()
         (folder / "star").mkdir()
         (folder / "star/__init__.py").touch()
         (folder / "star/cli.py").write_text(STAND_IN)
@@ -164,7 +167,7 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
         "epoch0004.pickscore.jsonl",
         "epoch0004.own.reward.jsonl",
     }
-    calls = [call for call in toy.calls() if "--task own:reward" in call]
+    calls = [call for call in toy.calls() if "--scorer own:reward" in call]
     assert len(calls) == 5 and not any("--guards" in call for call in calls)
 
 
@@ -245,14 +248,14 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
     toy, scores = Toy(tmp_path), "results/toy/letters/base/seed0/scores/epoch0000.jsonl"
-    hub = ("--config", "policy={model: acme/base, revision: abc}", "--", scores)
+    hub = ("--config", f"policy={{model: acme/base, revision: {'a' * 40}}}", "--", scores)
     done = toy.snakemake(*hub)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "offline.txt").read_text().split("\n") == ["fetch None", "prompts 1", "sample 1", "score 1", ""]
     (fetched,) = (tmp_path / "results/toy").glob("fetched-*.txt")
     fetched.touch()
     assert toy.planned(*hub)[0] == {}  # fetched again, it is the same
-    jobs, _ = toy.planned("--config", "policy={model: acme/base, revision: def}", "--", scores)
+    jobs, _ = toy.planned("--config", f"policy={{model: acme/base, revision: {'b' * 40}}}", "--", scores)
     assert jobs == {"fetch": 1, "prompts": 1, "sample": 1, "score": 1}
 
 

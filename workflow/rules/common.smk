@@ -5,10 +5,11 @@ import hashlib
 import yaml
 
 from star import layout
-from star.config import SCORERS, key, run_settings
+from star.config import SCORERS, key, main_scorer, run_settings
 from star.evidence import questions
 from star.files import write_text
 from star.hub.fetch import needs
+from star.scoring.scorer import needed
 
 EXPERIMENT = layout.experiment(CONFIG)
 RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
@@ -28,6 +29,7 @@ FETCHED_FILE = EXPERIMENT / f"fetched-{hashlib.sha256(NEEDS.encode()).hexdigest(
 # ancient file of a job that it is about to run, and not look at what lies behind it.
 FETCHED = [ancient(FETCHED_FILE)] if NEEDS else []
 METHODS = list(CONFIG.methods)
+SCORING_WITH = needed(CONFIG)
 
 # A conda environment brings its own python; otherwise it is the one that runs Snakemake.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
@@ -73,8 +75,10 @@ def settings_of(wildcards):
 
 def scoring_keys(wildcards):
     """What scores and guards of a task depend on: its main scorer, and all those that the guards may look with."""
-    scorers = [settings_of(wildcards).report[0], *SCORERS]
-    return [key.scoring_key(CONFIG, scorer) for scorer in scorers] + [CONFIG.scorers.diversity]
+    guards = [scorer for scorer in SCORERS if scorer in SCORING_WITH]
+    return [key.scoring_key(CONFIG, scorer) for scorer in (main_scorer(CONFIG, wildcards.task), *guards)] + [
+        CONFIG.scorers.diversity
+    ]
 
 
 def reported_scorer(wildcards):

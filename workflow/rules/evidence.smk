@@ -14,7 +14,7 @@ use rule sample as sample_attributes with:
     benchmark:
         f"{BENCHMARKS}/sample_attributes/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        key=key.sampling_key(CONFIG),
+        key=lambda wildcards: key.sampling_key(CONFIG),
         config=RESOLVED,
         images=str(RUN.attributes / "samples"),
         adapter=adapter_option,
@@ -36,7 +36,7 @@ use rule score as score_attributes with:
     params:
         key=scoring_keys,
         config=RESOLVED,
-        scorer=lambda wildcards: wildcards.task,
+        scorer=lambda wildcards: main_scorer(CONFIG, wildcards.task),
         images=str(RUN.attributes / "samples"),
         guards="",
     message:

@@ -13,7 +13,7 @@ rule sample:
     benchmark:
         f"{BENCHMARKS}/sample/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
     params:
-        key=key.sampling_key(CONFIG),
+        key=lambda wildcards: key.sampling_key(CONFIG),  # when a job needs it: the base may still have to be made
         config=RESOLVED,
         images=str(RUN.samples(EPOCH)),
         adapter=adapter_option,

@@ -2,7 +2,7 @@ rule score:
     input:
         RUN.samples(EPOCH) / "prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(CONFIG.tasks[wildcards.task].report[0], "pickscore"),  # the guards look with PickScore
+        scorers=lambda wildcards: scorer_weights(main_scorer(CONFIG, wildcards.task), "pickscore"),  # the guards look with PickScore
     output:
         scores=RUN.scores(EPOCH),
         guards=RUN.guards(EPOCH),
@@ -13,7 +13,7 @@ rule score:
     params:
         key=scoring_keys,
         config=RESOLVED,
-        scorer=lambda wildcards: wildcards.task,
+        scorer=lambda wildcards: main_scorer(CONFIG, wildcards.task),
         images=str(RUN.samples(EPOCH)),
         guards=lambda wildcards, output: f"--guards {output.guards}",
     threads: 4 if GPUS else 1
@@ -26,7 +26,7 @@ rule score:
     message:
         "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, epoch {wildcards.epoch}"
     shell:
-        "{GPU_STAR} score --config {params.config} --task {params.scorer} --images {params.images} --out {output.scores} "
+        "{GPU_STAR} score --config {params.config} --scorer {params.scorer} --images {params.images} --out {output.scores} "
         "{params.guards} > {log} 2>&1"
 
 
