@@ -32,6 +32,7 @@ from star.config.sections import (
     Rollout,
     Scorers,
     TaskSettings,
+    Tracking,
     Training,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "RunSettings",
     "Scorers",
     "TaskSettings",
+    "Tracking",
     "Training",
     "json_schema",
     "load",

@@ -22,9 +22,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 import synthetic  # noqa: E402
 
-from star import layout, tracking  # noqa: E402
+from star import layout  # noqa: E402
 from star.analysis.results import methods  # noqa: E402
 from star.config import load  # noqa: E402
+from star.tracking import store  # noqa: E402
+from star.tracking.mirror import mirror  # noqa: E402
 
 METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
 TASKS = "{letters: {prompts: letters, reward: {ocr: 1.0}}}"
@@ -72,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
         for seed in config.seeds:
             run = layout.run(config, "letters", method, seed)
             run.adapter(layout.epochs(config, "letters", method)[-1]).mkdir(parents=True)
-            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "letters", method, seed, run.folder)
+            runs[f"{method}-seed{seed}"] = mirror(config, "letters", method, seed, run.folder)
     port = _free_port()
     mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--host", "127.0.0.1", "--port", str(port)]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
@@ -87,7 +89,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
             except (URLError, OSError):
                 assert server.poll() is None, (folder / "ui.log").read_text()
                 time.sleep(1)
-        with tracking._client(config) as client:
+        with store.client(config) as client:
             experiment = client.get_experiment_by_name("evidence-miniature-letters").experiment_id
         yield Pages(url, experiment, runs, folder / "chromium")
     finally:
