@@ -55,8 +55,8 @@ def train(base: Path, out: Path, method: str, *more: str) -> list[dict]:
     """Train a method for the preference task into `out`; returns its metrics."""
     chosen = config(base, *more)
     os.chdir(ROOT)
-    settings = configuration.run_settings(chosen, "pickscore", method)
-    trainer.train(settings, 0, make.records(chosen, "pickscore", "train"), out)
+    settings = configuration.run_settings(chosen, "preference", method)
+    trainer.train(settings, 0, make.records(chosen, "preference", "train"), out)
     return metrics(out)
 
 
@@ -64,5 +64,5 @@ def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: Re
     """What the epochs of a training share, without true objects, in one process."""
     objective = make_objective(settings)
     policy = trainer.make_policy(settings, 0)
-    learner = Learner(policy, settings.training, keeps_old="old" in objective.asks)
+    learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     return Session(settings, 0, prompts, learner, objective, pool, Processes(), None)

@@ -12,6 +12,7 @@ from star.config import Config, parse
 from star.errors import InputError
 from star.tracking.mirror import mirror, mirror_tables
 
+BASE = Path(__file__).parents[2] / "resources/miniature/base"
 EPOCHS = 120  # with eleven values an epoch more than MLflow takes in one batch
 METHODS = ("flow_grpo", "star", "random")
 
@@ -22,12 +23,12 @@ def _data(folder: Path) -> dict:
         "results": str(folder),
         "seeds": [0],
         "prompts": {"world": "miniature"},
-        "policy": {"model": "base", "resolution": 64, "guidance": 1.0},
+        "policy": {"model": str(BASE), "resolution": 64, "guidance": 1.0},
         "rollout": {},
         "training": {"epochs": EPOCHS},
         "checkpoints": {"every": EPOCHS},
         "evaluation": {},
-        "scorers": {},
+        "scorers": {"geneval": {"detector": "miniature"}},
         "tasks": {"geneval": {"prompts": "shapes", "reward": {"geneval": 1.0}}},
         "methods": {m: {"optimizer": {"learning_rate": 0.1 * (i + 1)}} for i, m in enumerate(METHODS)},
     }
