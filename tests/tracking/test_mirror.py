@@ -152,13 +152,13 @@ def test_base_has_its_scores(mirrored: tuple[Config, dict[str, str]]):
     folder = Path(config.results)
     mirror(config, "geneval", "base", 0, _fill(folder, "base", step=0))
     assert [row[:2] for row in _stored(folder)["base"]] == [
-        ("watch/color_entropy", 0),
-        ("watch/edge_density", 0),
-        ("watch/pickscore", 0),
         ("test/geneval", 0),
         ("test/geneval/colors", 0),
         ("test/geneval/counting", 0),
         ("test/geneval/ocr", 0),
+        ("watch/color_entropy", 0),
+        ("watch/edge_density", 0),
+        ("watch/pickscore", 0),
     ]
 
 

@@ -1,12 +1,13 @@
 """What warns of a training that goes wrong, against simulated collapses and healthy runs, and against a stopped training."""
 
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from trainings import config, metrics, train
+from trainings import ROOT, SMALL, config, metrics, train
 
 from star.cli import main
 from star.config import run_settings
@@ -51,6 +52,24 @@ def test_the_warning_comes_before_the_guards_have_halved_and_never_in_a_healthy_
     warned = next(t for t, now in enumerate(collapsing) if health.fallen(first, now))
     halved = next(t for t, now in enumerate(collapsing) if any(now[guard] < first[guard] / 2 for guard in health.FALLEN))
     assert 0 < warned < halved
+
+
+def test_no_recorded_training_would_have_been_warned_of() -> None:
+    """Of edges and colours; diversity by pixels was not recorded."""
+    files = sorted((ROOT / "docs/lab-notes/2026-11-half-strength/evidence/data").glob("*.json.gz"))
+    recorded = [json.loads(gzip.decompress(file.read_bytes())) for file in files]
+    guards = {
+        (r["task"], r["method"], r["seed"]): zip(r["guards"]["guard"], r["guards"]["value"], strict=True) for r in recorded
+    }
+    first = {(task, seed): dict(of_base) for (task, method, seed), of_base in guards.items() if method == "base"}
+    lowest = [
+        value / first[task, seed][guard]
+        for (task, method, seed), of_run in guards.items()
+        if method != "base"
+        for guard, value in of_run
+        if guard in ("edge_density", "color_entropy")
+    ]
+    assert len(lowest) == 180 * 2 * 2 and health.FALLEN["edge_density"] == health.FALLEN["color_entropy"] < min(lowest) - 0.05
 
 
 def test_epochs_in_a_row_are_counted_from_the_end() -> None:
@@ -103,8 +122,6 @@ def test_the_command_says_why_it_stops(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("star.training.rollout.np.column_stack", _equal_rewards)
-    from trainings import SMALL
-
     sets = [
         *SMALL,
         f"policy.model={random_base}",
