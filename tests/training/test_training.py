@@ -17,7 +17,7 @@ import yaml
 from records import asked
 from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
-from trainings import ROOT, TIMINGS, metrics, numbers, session, train
+from trainings import ROOT, SMALL, TIMINGS, metrics, numbers, session, train
 from trainings import config as small
 
 from star import cli
