@@ -1,5 +1,5 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
-# make test        the tests            make ui      compare runs in MLflow, on this machine only
+# make test        the tests            make ui      compare runs in MLflow, on this machine only (PORT=5000)
 # make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
@@ -12,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
 CONFIG ?= config/miniature$(if $(QUICK),-quick).yaml
 CORES ?= all
+PORT ?= 5000
 EVIDENCE ?= docs/results/evidence
 BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
@@ -69,8 +70,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 ui: install
-	@echo "Open http://127.0.0.1:5000, choose \"Model training\" in the sidebar, an experiment, then runs and charts"
-	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow.db --default-artifact-root results/mlartifacts
+	@exec $(BIN)/star ui --config $(CONFIG) --port $(PORT)
 
 report: install
 	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html

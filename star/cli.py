@@ -16,7 +16,7 @@ import yaml
 from star import config as configuration
 from star.compare import commands as compare
 from star.config import document, migrate
-from star.errors import Diverged, InputError, Preempted, ScorerFailed
+from star.errors import Diverged, InputError, Preempted, ScorerFailed, Stalled
 from star.export import commands as export
 from star.files import write_text
 from star.prompts import make
@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.method == "base":
         raise InputError("--method base: the untrained model has nothing to train")
     settings = configuration.run_settings(config, args.task, args.method)
-    from star.training.train import plan, train
+    from star.training.train import Watched, plan, train
 
     records = read(args.prompts) if args.prompts else make.records(config, args.task, "train")
     if args.plan:
@@ -71,7 +71,11 @@ def _train(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise InputError("--out: say where checkpoints and metrics go, or use --plan")
-    train(settings, args.seed, records, args.out, args.start_over)
+    from star.tracking.live import Live
+
+    fixed = make.fixed(config, args.task, config.tracking.prompts) if config.tracking.prompts else []
+    live = Live(config, args.task, args.method, args.seed, args.out)
+    train(settings, args.seed, records, args.out, args.start_over, Watched(fixed, live))
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -161,13 +165,19 @@ def _maps(args: argparse.Namespace) -> None:
 
 
 def _log(args: argparse.Namespace) -> None:
-    from star import tracking
+    from star.tracking.mirror import mirror, mirror_tables
 
     config = configuration.load(args.config, args.set)
     if args.tables:
-        tracking.mirror_tables(config)
+        mirror_tables(config)
     else:
-        tracking.mirror(config, args.task, args.method, args.seed, args.run)
+        mirror(config, args.task, args.method, args.seed, args.run)
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from star.tracking.ui import serve
+
+    return serve(configuration.load(args.config, args.set), args.port)
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -289,6 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--run", type=Path, help="the run's folder")
     s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
 
+    s = stage("ui", _ui, "show the runs in MLflow, on this machine only, until Ctrl-C")
+    s.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+
     stage("fetch", _fetch, "bring what a configuration needs from the network into this machine's caches")
 
     s = stage("config", _config, "print the configuration with everything resolved, or rewrite one of an earlier version")
@@ -317,9 +330,9 @@ def main(argv: list[str] | None = None) -> int:
     declare_torchvision()
     try:
         return args.function(args) or 0
-    except (InputError, Diverged, ScorerFailed, Preempted) as error:
+    except (InputError, Diverged, ScorerFailed, Stalled, Preempted) as error:
         print(f"star {args.stage}: {error}", file=sys.stderr)
-        return {InputError: 2, Diverged: 1, ScorerFailed: 1, Preempted: 75}[type(error)]
+        return {InputError: 2, Diverged: 1, ScorerFailed: 1, Stalled: 1, Preempted: 75}[type(error)]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ class Diverged(ArithmeticError):
     """A number that training cannot go on from; the weights are untouched and the last checkpoint stands. Exit code 1."""
 
 
+class Stalled(RuntimeError):
+    """A training that no longer learns; a checkpoint of its last epoch is kept. Exit code 1."""
+
+
 class ScorerFailed(RuntimeError):
     """A scorer that is wrong on a golden picture, gives no finite numbers or has died; what is written stands. Exit code 1."""
 

@@ -2,7 +2,8 @@
 
     <results>/<experiment>/config.yaml, prompts/<task>/<split>.jsonl, tables/, figures/, logs/, benchmarks/
     <results>/<experiment>/<task>/<method>/seed<k>/     a run: metrics.jsonl, checkpoints/epoch0072/adapter/,
-                                                        samples/epoch0072/, scores/epoch0072.jsonl, guards/, maps/
+                                                        samples/epoch0072/, scores/epoch0072.jsonl, guards/, maps/,
+                                                        pictures/epoch0072.png, system.jsonl
 
 Rules and stages alike take their paths from here. An epoch is a number, or in a pattern of Snakemake's the name of its folder.
 """
@@ -58,6 +59,25 @@ class Run:
     @property
     def maps(self) -> Path:
         return self.folder / "maps"
+
+    @property
+    def system(self) -> Path:
+        """Processor, memory and GPUs over the training's time."""
+        return self.folder / "system.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        """Pictures of fixed prompts, drawn while training."""
+        return self.folder / "pictures"
+
+    def picture(self, epoch: int | str) -> Path:
+        """The grid of an epoch's pictures; what is measured on them lies beside it as `.json`."""
+        return self.pictures / f"{epoch_name(epoch)}.png"
+
+    @property
+    def best(self) -> Path:
+        """Which checkpoint has the highest reward on the fixed prompts."""
+        return self.checkpoints / "best.json"
 
     @property
     def attributes(self) -> Path:

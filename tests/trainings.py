@@ -17,6 +17,7 @@ from star.training.processes import Processes
 ROOT = Path(__file__).parents[1]
 
 TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_maps", "seconds_update", "peak_memory_bytes")
+PICTURES = ("pictures", "seconds_pictures")  # in lines of epochs that have some
 SMALL = (  # on config/miniature.yaml: 3 epochs of 2 prompts x 4 images in batches of 4
     "rollout.steps=3",
     "rollout.groups=2",
@@ -31,6 +32,7 @@ SMALL = (  # on config/miniature.yaml: 3 epochs of 2 prompts x 4 images in batch
     "policy.lora={rank: 4, alpha: 8}",
     "scorers.workers=0",
     "allocation.blocks=[1, 3]",
+    "tracking.live=false",
 )
 
 
@@ -41,7 +43,7 @@ def metrics(run: Path) -> list[dict]:
 
 def numbers(rows: list[dict]) -> list[dict]:
     """Metrics without what no two runs have in common."""
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in (*TIMINGS, *PICTURES)} for row in rows]
 
 
 def config(base: Path, *more: str) -> configuration.Config:

@@ -33,6 +33,7 @@ from star.config.sections import (
     Rollout,
     Scorers,
     TaskSettings,
+    Tracking,
     Training,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "RunSettings",
     "Scorers",
     "TaskSettings",
+    "Tracking",
     "Training",
     "json_schema",
     "load",

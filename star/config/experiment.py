@@ -34,13 +34,14 @@ from star.config.sections import (
     Scorers,
     Section,
     TaskSettings,
+    Tracking,
     Training,
 )
 from star.errors import InputError
 
 _RESERVED = ("prompts", "logs", "benchmarks", "tables", "figures", "evidence")  # folders beside the tasks'
 _SHELL_SAFE = re.compile(r"[\w./+@=,-]+")  # what no shell splits, and Snakemake reads as it stands
-_SHARED = ("prompts", "policy", "compute", "evaluation", "scorers")
+_SHARED = ("prompts", "policy", "compute", "tracking", "evaluation", "scorers")
 
 
 class RunSettings(Section):
@@ -60,6 +61,7 @@ class RunSettings(Section):
     checkpoints: Checkpoints
     allocation: Allocation
     compute: Compute
+    tracking: Tracking = Tracking()
     evaluation: Evaluation
     scorers: Scorers
 
@@ -90,6 +92,7 @@ class Config(Section):
     checkpoints: Checkpoints
     allocation: Allocation = Allocation()
     compute: Compute = Compute()
+    tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()
     scorers: Scorers = Scorers()
     tasks: dict[str, TaskSettings] = Field(

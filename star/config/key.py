@@ -3,10 +3,10 @@
 A key is the first 12 hex digits of the SHA-256 of a JSON text. What goes into it: the fields that change numbers, the content
 of weights, prompt files and reward functions, and the version of the stage's code. What stays out:
 
-- fields marked `SPEED_ONLY` in star/config/sections.py, and the sections `compute` and `checkpoints`;
+- fields marked `SPEED_ONLY` in star/config/sections.py, and the sections `compute`, `checkpoints` and `tracking`;
 - fields that have their default, so that a new field orphans nothing;
 - settings of scorers that the reward does not use;
-- how long a training goes on (`training.epochs`, `training.max_kl`).
+- how long a training goes on (`training.epochs`, `training.max_kl`, `training.stop_without_...`).
 
 Whoever changes a default, or code so that numbers change, raises the stage's version here.
 """
@@ -28,7 +28,7 @@ from star.errors import InputError
 
 # sampling 2: adapters at full strength
 VERSIONS = {"prompts": 1, "training": 1, "sampling": 2, "scoring": 1}
-_LENGTH = ("epochs", "max_kl")
+_LENGTH = ("epochs", "max_kl", "stop_without_advantage", "stop_without_better")
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model", ".pth")
 _MODELS = {  # by scorer: fields that name weights, with those that name their commits
     "geneval": {"model": "revision", "color_model": "color_revision"},

@@ -187,6 +187,16 @@ class Training(Section):
         description="stop the run, its last checkpoint standing, when an epoch's KL to the untrained model is above this: a "
         "guard against collapse",
     )
+    stop_without_advantage: Positive | None = Field(
+        20,
+        description="stop the run, at a checkpoint to go on from, after this many epochs in a row in which no image had an "
+        "advantage; it warns after half of them. none goes on",
+    )
+    stop_without_better: Positive | None = Field(
+        None,
+        description="stop the run, at a checkpoint to go on from, when so many times in a row the pictures of fixed prompts "
+        "(`tracking.prompts`) had no higher reward than all before; none goes on",
+    )
 
 
 class Checkpoints(Section):
@@ -291,6 +301,23 @@ class Evaluation(Section):
     steps: Positive = Field(40, description="denoising steps")
     images_per_prompt: Positive = Field(4, description="images of each test prompt, at noise shared by all methods")
     batch: Positive = Field(16, description="images sampled at once", json_schema_extra=SPEED_ONLY)
+
+
+class Tracking(Section):
+    """What can be watched of a training while it goes on; changes no number of it."""
+
+    live: bool = Field(
+        True,
+        description="send metrics and pictures to MLflow while the training goes on: to `MLFLOW_TRACKING_URI`, or to "
+        "`<results>/mlflow.db` where that lies on a local disk ([docs/tracking.md](../docs/tracking.md))",
+    )
+    every: Positive = Field(
+        10, description="epochs between pictures; the untrained model and tested checkpoints always have some"
+    )
+    prompts: int = Field(8, ge=0, description="how many fixed validation prompts are drawn, two pictures each; 0 draws none")
+    system_every: Positive | None = Field(
+        30, description="seconds between two looks at processor, memory and GPUs while `live`; none does not look"
+    )
 
 
 class Geneval(Section):

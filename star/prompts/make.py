@@ -33,6 +33,18 @@ def records(config: Config, task: str, split: str) -> list[Prompt]:
     return [replace(record, task=task) for record in origin.records(prompt_set, split, config.prompts)]
 
 
+def fixed(config: Config, task: str, count: int) -> list[Prompt]:
+    """`count` prompts to look at while training, spread evenly over the validation prompts; fewer where there are fewer.
+
+    They are training prompts where the task has files of its own and none for validation. Raises InputError as `records`.
+    """
+    own = config.tasks[task].prompts
+    held_out = own.set is not None or own.validation is not None
+    found = records(config, task, "validation" if held_out else "train")
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
 def write(config: Config, task: str, split: str, out: Path) -> int:
     """Write the prompt records of a task to `out`, atomically; returns how many. Raises InputError as `records`."""
     lines = [record.as_dict() for record in records(config, task, split)]

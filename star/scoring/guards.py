@@ -62,7 +62,8 @@ def pixel_distance(thumbnails_PD: np.ndarray) -> float | None:
     return float(sum(pairs) / (n * (n - 1) / 2)) if pairs else None
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """A picture's 32 x 32 pixels in a row, 0..1."""
     small = Image.fromarray(image).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel() / 255
 
@@ -87,7 +88,7 @@ def measure(name: str, images: Path, scorers: Scorers, prompts: Path | None = No
         edges += map(edge_density, read)
         entropies += map(color_entropy, read)
         embedded = model.embed(read) if model else None
-        features += [_thumbnail(image) for image in read] if model is None else list(embedded.cpu().numpy())
+        features += [thumbnail(image) for image in read] if model is None else list(embedded.cpu().numpy())
         for other, scorer in crossing.items():
             rows = [i for i, sample in enumerate(batch) if can_score(other, sample.record)]
             records = [batch[i].record for i in rows]

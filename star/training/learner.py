@@ -89,6 +89,20 @@ class Learner:
         """Add the gradient of a part of the loss."""
         self.scaler.scale(loss).backward()
 
+    @torch.no_grad()
+    def signal(self) -> torch.Tensor | None:
+        """The cosine of the added gradients with AdamW's momentum, -1..1; None before the first optimizer step.
+
+        Near 0 the gradients of successive updates have nothing in common. A gradient that is not finite gives 0.
+        """
+        if not self.optimizer.state:
+            return None
+        gradients = [p.grad for p in self.parameters]
+        momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters]
+        inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
+        norms = torch.nn.utils.get_total_norm(gradients) * torch.nn.utils.get_total_norm(momenta)
+        return torch.nan_to_num(inner / norms, nan=0.0, posinf=0.0, neginf=0.0)
+
     def step(self, epoch: int) -> tuple[float, float]:
         """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm and the change's.
 

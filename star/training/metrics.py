@@ -43,10 +43,22 @@ class Meter:
         for name, value_M in terms.means.items():
             self._numbers[name].append((value_M[:count].mean(), 1.0))
         if terms.ratio is not None:
-            self._numbers["ratio_min"].append((terms.ratio[:count].min(), 1.0))
-            self._numbers["ratio_max"].append((terms.ratio[:count].max(), 1.0))
+            self._note_ratio(terms.ratio[:count], step)
+        if "clip_fraction" in terms.means:
+            self._numbers[f"clip_fraction_step{step}"].append((terms.means["clip_fraction"][:count].mean(), 1.0))
 
-    def note(self, **values: float) -> None:
+    def _note_ratio(self, ratio: torch.Tensor, step: int) -> None:
+        """Its extremes, and at the denoising step how far from 1 it is and how far log-probabilities moved, in the mean."""
+        numbers = {
+            "ratio_min": ratio.min(),
+            "ratio_max": ratio.max(),
+            f"ratio_deviation_step{step}": (ratio - 1).abs().mean(),
+            f"log_prob_change_step{step}": ratio.log().abs().mean(),
+        }
+        for name, value in numbers.items():
+            self._numbers[name].append((value, 1.0))
+
+    def note(self, **values: torch.Tensor | float) -> None:
         """Note numbers of the optimizer step."""
         for name, value in values.items():
             self._numbers[name].append((value, 1.0))

@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
 from star.config import RunSettings, published_epochs
-from star.errors import Diverged, InputError, Preempted
-from star.files import write_json, write_text
+from star.errors import Diverged, InputError, Preempted, Stalled
+from star.files import read_jsonl, write_json, write_text
 from star.layout import Run
 from star.models.door import load_model
 from star.models.policy import Policy
@@ -19,12 +22,24 @@ from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
-from star.training import checkpoint
+from star.training import checkpoint, health, pictures
 from star.training.epoch import Session, last_trained, run_epoch, trained_steps
 from star.training.learner import Learner
+from star.training.pictures import Pictures
 from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
 from star.worlds.door import world
+
+if TYPE_CHECKING:
+    from star.tracking.live import Live
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What can be watched of a training: pictures of fixed `prompts`, and MLflow, which `live` keeps up to date."""
+
+    prompts: Sequence[Prompt] = ()
+    live: "Live | None" = None
 
 
 def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) -> None:
@@ -92,13 +107,20 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     print(*describe(settings, processes), describe_device(policy), *describe_memory(policy, settings, processes), sep="\n")
 
 
-def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path, start_over: bool = False) -> None:
+def train(
+    settings: RunSettings,
+    seed: int,
+    prompts: Sequence[Prompt],
+    out: Path,
+    start_over: bool = False,
+    watched: Watched = Watched(),
+) -> None:
     """Train one method on one task into `out`, resuming from its newest checkpoint.
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
     ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
-    whole epoch.
+    whole epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
     """
     # What there is to go on from.
     processes = Processes()
@@ -126,15 +148,23 @@ def train(settings: RunSettings, seed: int, prompts: Sequence[Prompt], out: Path
         disable=processes.rank > 0,
     )
     reward, workers = settings.reward, settings.scorers.workers
-    with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar:
-        pool.check(prompts)
+    live = watched.live if processes.rank == 0 and watched.live else nullcontext()
+    with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar, live:
+        pool.check([*prompts, *watched.prompts])
         regions = world(settings.prompts.world).regions
         session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
+        fixed = Pictures(session, watched.prompts, run)
+        fixed.begin(done)
         for epoch in bar:
             row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
+            if fixed.due(epoch):
+                row |= fixed.take(epoch)
             if processes.rank == 0:
                 _keep(session, row, run, key)
                 bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
+            if watched.live and processes.rank == 0:
+                watched.live.wake()
+            _stop_if_stalled(session, run, epoch, key)
     processes.close()
 
 
@@ -186,3 +216,36 @@ def _keep(session: Session, row: dict, run: Run, key: str) -> None:
     if epoch in published or (every and epoch % every == 0):
         checkpoint.save(run.checkpoint(epoch), session.learner, session.learner.capture(), epoch, key)
         checkpoint.prune(run.checkpoints, settings.checkpoints.keep_states, published)
+
+
+def _stop_if_stalled(session: Session, run: Run, epoch: int, key: str) -> None:
+    """Raise Stalled in every process, a checkpoint kept, when the settings say that going on is of no use."""
+    why = None
+    if session.processes.rank == 0 and epoch < session.settings.training.epochs:
+        why = _stalled(session, run)
+        if why and not run.checkpoint(epoch).exists():
+            checkpoint.save(run.checkpoint(epoch), session.learner, session.learner.capture(), epoch, key)
+    if why := session.processes.gather(why)[0]:
+        raise Stalled(f"{why} (epoch {epoch}); the last epoch is kept, and the same command goes on from it")
+
+
+def _stalled(session: Session, run: Run) -> str | None:
+    """Why going on is of no use, or None; warns half way there."""
+    training = session.settings.training
+    if limit := training.stop_without_advantage:
+        idle = health.without_advantage(read_jsonl(run.metrics))
+        said = (
+            f"no image had an advantage for {idle} epochs: all images of every prompt got the same reward, nothing is learned"
+        )
+        if idle >= limit:
+            return f"{said}; training.stop_without_advantage={limit} stops here, null goes on"
+        if idle == -(-limit // 2):
+            print(f"warning: {said} (docs/healthy.md)", file=sys.stderr, flush=True)
+    if limit := training.stop_without_better:
+        since = health.without_better(pictures.measured(run))
+        if since >= limit:
+            return (
+                f"the reward on the fixed prompts has not risen {since} times in a row; {run.best} names the best checkpoint, "
+                f"and training.stop_without_better={limit} stops here, null goes on"
+            )
+    return None

@@ -150,7 +150,7 @@ def update_policy(
     batches = micro_batches(kept, settings.rollout.batch, settings.training.updates_per_epoch, epoch.seed, epoch.number)
     updates = [deal(of_update, processes.count) for of_update in batches]
     if not updates:  # every group's rewards are equal: nothing to learn from
-        return objective.idle | {"grad_norm": 0.0, "update_norm": 0.0}
+        return objective.idle | {"grad_norm": 0.0, "update_norm": 0.0, "gradient_signal": None}
     rollouts, map_RTHW = fetch(rollouts, map_RTHW, trained=epoch.trained, updates=updates, processes=processes)
     seen = Meter(epoch.number)
     for u, dealt in enumerate(updates):
@@ -159,7 +159,9 @@ def update_policy(
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)
+        if (signal := learner.signal()) is not None:
+            meter.note(gradient_signal=signal)
         grad_norm, update_norm = learner.step(epoch.number)
         meter.note(grad_norm=grad_norm, update_norm=update_norm)
         seen.extend(meter)
-    return objective.idle | seen.row(processes)
+    return objective.idle | {"gradient_signal": None} | seen.row(processes)

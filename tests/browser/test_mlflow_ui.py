@@ -17,14 +17,18 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 import synthetic  # noqa: E402
 
-from star import layout, tracking  # noqa: E402
+from star import layout  # noqa: E402
 from star.analysis.results import methods  # noqa: E402
 from star.config import load  # noqa: E402
+from star.files import write_json  # noqa: E402
+from star.tracking import store  # noqa: E402
+from star.tracking.mirror import mirror  # noqa: E402
 
 METHODS = "{flow_grpo: {allocation: {source: none}}, star: {allocation: {source: attention}}}"
 TASKS = "{letters: {prompts: letters, reward: {ocr: 1.0}}}"
@@ -32,13 +36,18 @@ SCREENSHOTS = ROOT / "results/screenshots"
 
 
 class Pages:
-    """A running `mlflow ui` on loopback, and chromium to look at it."""
+    """A running `star ui`, and chromium to look at it."""
 
     def __init__(self, url: str, experiment: str, runs: dict[str, str], profile: Path) -> None:
         self.url, self.experiment, self.runs, self.profile = url, experiment, runs, profile
 
     def read(self, page: str, name: str) -> str:
         """The text of a page after its scripts have run; a screenshot of it is left."""
+        found = re.sub(r"</?code[^>]*>", "", self.source(page, name))
+        return re.sub(r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", found, flags=re.DOTALL))
+
+    def source(self, page: str, name: str) -> str:
+        """The same with its tags."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         chromium = shutil.which("chromium")
         assert chromium, "no chromium found; install it (Debian: apt install chromium)"
@@ -47,16 +56,21 @@ class Pages:
         address = f"{self.url}/#/{page}"
         shot = [*common, f"--screenshot={SCREENSHOTS / name}.png", address]
         subprocess.run(shot, check=True, capture_output=True, timeout=120)
-        found = subprocess.run([*common, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120).stdout
-        return re.sub(
-            r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", re.sub(r"</?code[^>]*>", "", found), flags=re.DOTALL)
-        )
+        return subprocess.run([*common, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def _draw_pictures(run: layout.Run) -> None:
+    for epoch in (0, 10):
+        run.pictures.mkdir(exist_ok=True)
+        Image.new("RGB", (256, 64), (40, 20 * epoch, 200)).save(run.picture(epoch))
+        measured = {"reward": 0.1 * epoch, "edge_density": 0.1, "color_entropy": 2.0, "diversity": 0.2}
+        write_json(run.picture(epoch).with_suffix(".json"), {"epoch": epoch, "pictures": 16, **measured})
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +86,23 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
         for seed in config.seeds:
             run = layout.run(config, "letters", method, seed)
             run.adapter(layout.epochs(config, "letters", method)[-1]).mkdir(parents=True)
-            runs[f"{method}-seed{seed}"] = tracking.mirror(config, "letters", method, seed, run.folder)
+            if method != "base":
+                _draw_pictures(run)
+            runs[f"{method}-seed{seed}"] = mirror(config, "letters", method, seed, run.folder)
     port = _free_port()
-    mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--host", "127.0.0.1", "--port", str(port)]
-    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    serve = [
+        sys.executable,
+        "-m",
+        "star.cli",
+        "ui",
+        "--config",
+        "config/experiments/evidence-miniature.yaml",
+        "--port",
+        str(port),
+    ]
+    serve += ["--set", f"results={folder}"]
     with (folder / "ui.log").open("w") as log:
-        server = subprocess.Popen(mlflow, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(serve, stdout=log, stderr=log, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
@@ -87,7 +112,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
             except (URLError, OSError):
                 assert server.poll() is None, (folder / "ui.log").read_text()
                 time.sleep(1)
-        with tracking._client(config) as client:
+        with store.client(config) as client:
             experiment = client.get_experiment_by_name("evidence-miniature-letters").experiment_id
         yield Pages(url, experiment, runs, folder / "chromium")
     finally:
@@ -102,10 +127,25 @@ def test_the_experiment_page_lists_the_runs_and_says_what_they_are(pages: Pages)
     assert "evidence-miniature-letters" in text
 
 
-def test_the_charts_are_named_by_what_they_show(pages: Pages):
+def test_the_side_bar_is_that_of_trainings(pages: Pages):
+    text = pages.read(f"experiments/{pages.experiment}", "kind")
+    assert "Runs" in text and "Machine learning" in text
+    for other in ("Traces", "Judges", "Prompts", "Chat sessions"):
+        assert other not in text, other
+
+
+def test_the_charts_are_named_by_what_they_show_and_the_test_score_is_the_first(pages: Pages):
     text = pages.read(f"experiments/{pages.experiment}/runs?compareRunsMode=CHART", "charts")
-    for metric in ("test/letters", "guard/diversity", "reward_mean", "kl"):
+    sections = [text.index(f" {name} (") for name in ("test", "tracked", "training", "watch")]
+    assert sections == sorted(sections)
+    for metric in ("letters", "diversity", "reward_mean", "kl"):
         assert metric in text
+
+
+def test_the_pictures_of_a_run_are_seen_on_its_charts(pages: Pages):
+    page = f"experiments/{pages.experiment}/runs/{pages.runs['star-seed0']}/model-metrics"
+    found = pages.source(page, "pictures")
+    assert re.search(r"<img[^>]+tracked~pictures", found) or re.search(r"<img[^>]+blob:", found)
 
 
 def test_the_compare_page_sets_methods_side_by_side(pages: Pages):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from star import tracking
 from star.config import Config, parse
 from star.errors import InputError
+from star.tracking.mirror import mirror, mirror_tables
 
+BASE = Path(__file__).parents[2] / "resources/miniature/base"
 EPOCHS = 120  # with eleven values an epoch more than MLflow takes in one batch
 METHODS = ("flow_grpo", "star", "random")
 
@@ -82,14 +83,14 @@ def _stored(folder: Path) -> dict[str, list[tuple[str, int, float]]]:
 
 def _expected(epochs: int = EPOCHS) -> list[tuple[str, int, float]]:
     rows = [
-        (key, row["epoch"], value)
+        (f"training/{key}", row["epoch"], value)
         for row in _rows(epochs)
         for key, value in row.items()
         if key != "epoch" and value is not None
     ]
     tests = {"": (2 / 3 + 1) / 2, "/counting": 2 / 3, "/colors": 1.0, "/ocr": 0.75}
     guards = {"edge_density": 0.25, "color_entropy": 1.5, "pickscore": 19.5}  # no diversity of single pictures
-    rows += [(f"guard/{guard}", EPOCHS, value) for guard, value in guards.items()]
+    rows += [(f"watch/{guard}", EPOCHS, value) for guard, value in guards.items()]
     return sorted(rows + [(f"test/geneval{tag}", EPOCHS, value) for tag, value in tests.items()])
 
 
@@ -99,9 +100,9 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str
     folder = tmp_path_factory.mktemp("results")
     data = _data(folder)
     program = (
-        "import json, sys; from pathlib import Path; from star import config, tracking; "
+        "import json, sys; from pathlib import Path; from star import config; from star.tracking.mirror import mirror; "
         "c = config.parse(json.loads(sys.argv[1]), 'c'); "
-        "print(tracking.mirror(c, 'geneval', sys.argv[2], 0, Path(sys.argv[3])))"
+        "print(mirror(c, 'geneval', sys.argv[2], 0, Path(sys.argv[3])))"
     )
     processes = {}
     for method in METHODS:
@@ -124,7 +125,7 @@ def test_processes_at_once_lose_nothing(mirrored: tuple[Config, dict[str, str]])
 def test_mirroring_again_adds_nothing(mirrored: tuple[Config, dict[str, str]]):
     config, ids = mirrored
     folder = Path(config.results)
-    assert tracking.mirror(config, "geneval", "star", 0, _run(folder, "star")) == ids["star"]
+    assert mirror(config, "geneval", "star", 0, _run(folder, "star")) == ids["star"]
     assert _stored(folder)["star"] == _expected()
 
 
@@ -139,7 +140,7 @@ def test_a_run_says_what_it_is(mirrored: tuple[Config, dict[str, str]]):
     assert run.data.params["optimizer.learning_rate"] == "0.2"
     assert run.data.tags["star.key"].startswith("mirrored/geneval/star/seed0/")
     assert {"task", "method", "seed", "config_hash", "mlflow.note.content"} <= set(run.data.tags)
-    last = client.get_metric_history(ids["star"], "loss")[-1]
+    last = client.get_metric_history(ids["star"], "training/loss")[-1]
     assert last.timestamp - run.info.start_time == EPOCHS * 4000
     names = {a.path for d in ("", "adapter", "maps") for a in client.list_artifacts(ids["star"], d or None)}
     assert names >= {"settings.json", "adapter/pytorch_lora_weights.safetensors", "maps/maps.svg"}
@@ -150,15 +151,15 @@ def test_a_run_says_what_it_is(mirrored: tuple[Config, dict[str, str]]):
 def test_base_has_its_scores(mirrored: tuple[Config, dict[str, str]]):
     config, _ = mirrored
     folder = Path(config.results)
-    tracking.mirror(config, "geneval", "base", 0, _fill(folder, "base", step=0))
+    mirror(config, "geneval", "base", 0, _fill(folder, "base", step=0))
     assert [row[:2] for row in _stored(folder)["base"]] == [
-        ("guard/color_entropy", 0),
-        ("guard/edge_density", 0),
-        ("guard/pickscore", 0),
         ("test/geneval", 0),
         ("test/geneval/colors", 0),
         ("test/geneval/counting", 0),
         ("test/geneval/ocr", 0),
+        ("watch/color_entropy", 0),
+        ("watch/edge_density", 0),
+        ("watch/pickscore", 0),
     ]
 
 
@@ -168,22 +169,22 @@ def test_a_growing_run_is_continued_and_a_changed_one_replayed(mirrored: tuple[C
     folder = Path(config.results)
     run = folder / "growing/geneval/star/seed0"
     with pytest.raises(InputError, match=r"metrics\.jsonl: no such file"):
-        tracking.mirror(config, "geneval", "star", 0, run)
+        mirror(config, "geneval", "star", 0, run)
     _write(run / "metrics.jsonl", _rows(3))
     with pytest.raises(InputError, match="adapter"):
-        tracking.mirror(config, "geneval", "star", 0, run)
+        mirror(config, "geneval", "star", 0, run)
 
     def stored(run_id: str) -> list[tuple[int, float]]:
         with sqlite3.connect(folder / "mlflow.db") as database:
-            query = "select step, value from metrics where key = 'reward_std' and run_uuid = ? order by step"
+            query = "select step, value from metrics where key = 'training/reward_std' and run_uuid = ? order by step"
             return database.execute(query, [run_id]).fetchall()
 
-    first = tracking.mirror(config, "geneval", "star", 0, run, finished=False)
+    first = mirror(config, "geneval", "star", 0, run, finished=False)
     _write(run / "metrics.jsonl", _rows(5))
-    assert tracking.mirror(config, "geneval", "star", 0, run, finished=False) == first
+    assert mirror(config, "geneval", "star", 0, run, finished=False) == first
     assert stored(first) == [(e, e / 7) for e in range(1, 6)]
     _write(run / "metrics.jsonl", [row | {"reward_std": -1.0} for row in _rows(2)])
-    second = tracking.mirror(config, "geneval", "star", 0, run, finished=False)
+    second = mirror(config, "geneval", "star", 0, run, finished=False)
     assert second != first
     assert stored(second) == [(1, -1.0), (2, -1.0)]
     with sqlite3.connect(folder / "mlflow.db") as database:
@@ -194,13 +195,13 @@ def test_a_growing_run_is_continued_and_a_changed_one_replayed(mirrored: tuple[C
 def test_tables_are_artifacts(mirrored: tuple[Config, dict[str, str]]):
     config, _ = mirrored
     with pytest.raises(InputError, match="star tables"):
-        tracking.mirror_tables(config)
+        mirror_tables(config)
     for name in ("tables/main.md", "figures/scores.svg"):
         path = Path(config.results, config.experiment, name)
         path.parent.mkdir(parents=True)
         path.write_text("-")
-    run_id = tracking.mirror_tables(config)
-    assert tracking.mirror_tables(config) == run_id
+    run_id = mirror_tables(config)
+    assert mirror_tables(config) == run_id
     artifacts = Path(config.results, "mlartifacts/mirrored-tables", run_id, "artifacts")
     assert (artifacts / "tables/main.md").is_file()
     assert (artifacts / "figures/scores.svg").is_file()
