@@ -35,7 +35,7 @@ class Live:
         self._complaint: str | None = None
         self._threads: list[threading.Thread] = []
         self.sent = 0  # values
-        self.seconds = 0.0  # of processor time that sending took
+        self.seconds: dict[str, float] = {}  # of processor time, by thread
 
     def __enter__(self) -> "Live":
         tracking = self._config.tracking
@@ -85,7 +85,7 @@ class Live:
                 if mirror is not None:
                     mirror.forget()
                 self._complain(error)
-            self.seconds = time.thread_time()
+            self.seconds["send"] = time.thread_time()
             if status is not None:
                 return
             self._closing.wait(_PAUSE)
@@ -114,6 +114,7 @@ class Live:
                     monitor.clear_metrics()
                 with self._run.system.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+                self.seconds["look"] = time.thread_time()
                 self._news.set()
         except Exception as error:  # as above
             print(f"no longer looking at the machine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -9,8 +9,10 @@ MLflow's pages sort charts by name: `test/` comes first, then `tracked/` with th
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from star.analysis.results import read_guards, read_scores
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 Values = dict[tuple[str, int], float]  # (metric, step) -> value
 
-_PICTURES = "tracked/pictures"
+_PICTURES, _NEWEST, _NOTE = "tracked/pictures", "pictures.png", "mlflow.note.content"
 _MEASURED = ("training/seconds_", "training/peak_memory_bytes", "system/")  # what no two tries at an epoch have in common
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 _ABOUT_TASK = """Task `{task}` of the configuration `{experiment}`: one run a method and seed, `test/{task}` is the \
@@ -132,12 +134,13 @@ class Mirror:
             found, logged = None, {}
         if found is None:
             name, start = f"{self._method}-seed{self._seed}", int(1000 * (time.time() - seconds))
-            found = client.create_run(experiment, start, tags, run_name=name)
+            found, held = client.create_run(experiment, start, tags, run_name=name), {}
         else:
+            held = found.data.tags
             client.update_run(found.info.run_id, status="RUNNING")
         run_id, settings = found.info.run_id, self._settings.model_dump(mode="json")
         missing = {key: value for key, value in _flat(settings).items() if key not in found.data.params}
-        _log_settings(client, run_id, missing, tags)
+        _log_settings(client, run_id, missing, {key: value for key, value in tags.items() if key != _NOTE or key not in held})
         client.log_dict(run_id, settings, "settings.json")
         names = [Path(artifact.path).name for artifact in client.list_artifacts(run_id, "images")]
         self._pictures = {int(name.split("+")[2]) for name in names if name.startswith(_PICTURES.replace("/", "~"))}
@@ -155,20 +158,28 @@ class Mirror:
             "config_hash": key,
             **_precision(self._run),
             **_revision(),
-            "mlflow.note.content": _ABOUT_RUN.format(
-                task=task, method=method, seed=self._seed, experiment=config.experiment, what=what
-            ),
+            _NOTE: _ABOUT_RUN.format(task=task, method=method, seed=self._seed, experiment=config.experiment, what=what),
         }
 
     def _log_pictures(self, client: "MlflowClient", start: int, seconds: list[float]) -> None:
+        """Log new pictures for the slider of the charts, and the newest for the page that a run opens with."""
         from PIL import Image
 
+        new = None
         for file in sorted(self._run.pictures.glob("epoch*.png")):
             if (epoch := epoch_of(file)) is not None and epoch not in self._pictures:
                 with Image.open(file) as grid:
                     at = start + int(1000 * sum(seconds[:epoch]))
                     client.log_image(self.run_id, grid.convert("RGB"), key=_PICTURES, step=epoch, timestamp=at)
                 self._pictures.add(epoch)
+                new = file
+        if new is not None:
+            with TemporaryDirectory() as folder:
+                newest = shutil.copy(new, Path(folder) / _NEWEST)
+                client.log_artifact(self.run_id, newest)
+            address = f"get-artifact?path={_NEWEST}&run_uuid={self.run_id}"
+            about = f"![Pictures of fixed prompts after epoch {epoch_of(new)}]({address})\n\n{self._tags()[_NOTE]}"
+            client.set_tag(self.run_id, _NOTE, about)
 
 
 def mirror_tables(config: Config) -> str:
@@ -262,7 +273,7 @@ def _numbers(prefix: str, step: int, row: dict) -> Values:
     return {
         (f"{prefix}/{key}", step): float(value)
         for key, value in row.items()
-        if key not in ("epoch", "time") and isinstance(value, int | float) and math.isfinite(value)
+        if key not in ("epoch", "time", "pictures") and isinstance(value, int | float) and math.isfinite(value)
     }
 
 

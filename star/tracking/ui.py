@@ -17,6 +17,7 @@ from star.errors import InputError
 from star.tracking import store
 
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
+_OF_TRAININGS = "workflowType=machine_learning"  # pages of runs and charts, not of traces, judges and prompts
 _WAIT = 120.0  # seconds for the server to start, 10 to end
 
 
@@ -47,10 +48,10 @@ def serve(config: Config, port: int) -> int:
         )
     try:
         if _wait_for(port, server, asked):
-            print(f"MLflow runs at http://127.0.0.1:{port}, until Ctrl-C", flush=True)
+            print(f"MLflow runs until Ctrl-C at http://127.0.0.1:{port}/#/experiments?{_OF_TRAININGS}", flush=True)
             for experiment in experiments:
-                page = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?compareRunsMode=CHART"
-                print(f"{experiment.name}: {page}", flush=True)
+                page = f"experiments/{experiment.experiment_id}/runs?compareRunsMode=CHART&{_OF_TRAININGS}"
+                print(f"{experiment.name}: http://127.0.0.1:{port}/#/{page}", flush=True)
             while server.poll() is None and not asked:
                 time.sleep(0.2)
     finally:

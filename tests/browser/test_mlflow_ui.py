@@ -41,19 +41,19 @@ class Pages:
     def __init__(self, url: str, experiment: str, runs: dict[str, str], profile: Path) -> None:
         self.url, self.experiment, self.runs, self.profile = url, experiment, runs, profile
 
-    def read(self, page: str, name: str) -> str:
+    def read(self, page: str, name: str, height: int = 1300) -> str:
         """The text of a page after its scripts have run; a screenshot of it is left."""
-        found = re.sub(r"</?code[^>]*>", "", self.source(page, name))
+        found = re.sub(r"</?code[^>]*>", "", self.source(page, name, height))
         return re.sub(r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", found, flags=re.DOTALL))
 
-    def source(self, page: str, name: str) -> str:
+    def source(self, page: str, name: str, height: int = 1300) -> str:
         """The same with its tags."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         chromium = shutil.which("chromium")
         assert chromium, "no chromium found; install it (Debian: apt install chromium)"
         common = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={self.profile}"]
-        common += ["--window-size=1700,1300", "--virtual-time-budget=30000", "--hide-scrollbars"]
-        address = f"{self.url}/#/{page}"
+        common += [f"--window-size=1700,{height}", "--virtual-time-budget=30000", "--hide-scrollbars"]
+        address = f"{self.url}/#/{page}{'&' if '?' in page else '?'}workflowType=machine_learning"
         shot = [*common, f"--screenshot={SCREENSHOTS / name}.png", address]
         subprocess.run(shot, check=True, capture_output=True, timeout=120)
         return subprocess.run([*common, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120).stdout
@@ -128,9 +128,9 @@ def test_the_experiment_page_lists_the_runs_and_says_what_they_are(pages: Pages)
 
 
 def test_the_side_bar_is_that_of_trainings(pages: Pages):
-    text = pages.read(f"experiments/{pages.experiment}", "kind")
-    assert "Runs" in text and "Machine learning" in text
-    for other in ("Traces", "Judges", "Prompts", "Chat sessions"):
+    text = pages.read(f"experiments/{pages.experiment}/runs", "kind")
+    assert "Runs" in text
+    for other in ("Judges", "Prompts & versions", "Playground", "Evaluation"):
         assert other not in text, other
 
 
@@ -142,10 +142,13 @@ def test_the_charts_are_named_by_what_they_show_and_the_test_score_is_the_first(
         assert metric in text
 
 
-def test_the_pictures_of_a_run_are_seen_on_its_charts(pages: Pages):
-    page = f"experiments/{pages.experiment}/runs/{pages.runs['star-seed0']}/model-metrics"
-    found = pages.source(page, "pictures")
-    assert re.search(r"<img[^>]+tracked~pictures", found) or re.search(r"<img[^>]+blob:", found)
+def test_the_newest_pictures_of_a_run_are_on_its_first_page_and_all_in_its_charts(pages: Pages):
+    run = f"experiments/{pages.experiment}/runs/{pages.runs['star-seed0']}"
+    found = pages.source(run, "pictures")
+    assert re.search(rf"<img[^>]+get-artifact\?path=pictures\.png&amp;run_uuid={pages.runs['star-seed0']}", found)
+    with urlopen(f"{pages.url}/get-artifact?path=pictures.png&run_uuid={pages.runs['star-seed0']}") as answer:
+        assert Image.open(answer).getpixel((0, 0)) == (40, 200, 200)  # of epoch 10
+    assert "tracked/pictures" in pages.read(f"{run}/model-metrics", "picture-chart", height=2000)
 
 
 def test_the_compare_page_sets_methods_side_by_side(pages: Pages):

@@ -31,7 +31,7 @@ def _serve(folder: Path) -> tuple[subprocess.Popen, list[psutil.Process], list[s
     command = [sys.executable, "-m", "star.cli", "ui", "--set", f"results={folder}", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=_environment())
     said = [process.stdout.readline()]
-    assert said == [f"MLflow runs at http://127.0.0.1:{port}, until Ctrl-C\n"]
+    assert said == [f"MLflow runs until Ctrl-C at http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning\n"]
     for _ in range(100):
         try:
             assert urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
