@@ -95,6 +95,7 @@ class Mirror:
         test = _test_values(self._run.folder, self._task, main_scorer(self._config, self._task))
         system, times = _system_values(self._run)
         values = test | _picture_values(self._run) | _training_values(rows) | system
+        values = dict(sorted(values.items(), key=lambda each: each[0][0].startswith("watch/")))  # shown as first logged
         seconds = _seconds(rows)
         known = self._found is not None and not any(
             _differs(at, self._logged[at], values) for at in values.keys() & self._logged
