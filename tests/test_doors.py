@@ -1,8 +1,13 @@
-"""The doors: no module outside of its rooms imports what lies behind a door, or decides by a name that the door decides by."""
+"""The doors and floors: who may know what lies behind a door, and who may import whom.
+
+No module outside of its rooms imports what lies behind a door, or holds a name that the door decides by. Rooms import
+downwards, and no modules import each other in a circle.
+"""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,9 +29,29 @@ class Door:
 DOORS = (
     Door(
         "world",
-        rooms=("star/worlds", "star/pretraining"),
+        # the configuration declares which sets a world has, and what became of its earlier tasks
+        rooms=("star/worlds", "star/pretraining", "star/config/sections.py", "star/config/migrate.py"),
         modules=("star.worlds.miniature", "star.worlds.coco"),
         strings=("miniature", "coco"),
+    ),
+    Door(
+        "model",
+        rooms=("star/models", "star/pretraining"),
+        modules=("star.models.sd3",),
+        strings=("sd3",),
+        classes=("StableDiffusion3Pipeline", "SD3Transformer2DModel"),
+    ),
+    Door(
+        "objective",
+        rooms=("star/objectives", "star/config"),
+        modules=tuple(f"star.objectives.{name}" for name in ("flow_grpo", "guard", "nft", "pepg", "awm")),
+        strings=("nft", "pepg", "awm"),
+    ),
+    Door(
+        "name of an objective",
+        # where results are read, `flow_grpo` is a method and `guard` a column; `pepg` is also a form of that objective
+        rooms=("star/objectives/door.py", "star/config", "star/analysis", "star/evidence", "star/export"),
+        strings=("flow_grpo", "guard", "nft", "awm"),
     ),
 )
 PRETRAINING = Door("pretraining", rooms=("star/pretraining", "star/cli.py"), modules=("star.pretraining",))
@@ -97,3 +122,96 @@ def test_a_trespass_is_seen() -> None:
         "import star.models.sd3x",
     ):
         assert trespasses(source, door) == [], source
+
+
+# Rooms and modules of star from the lowest floor to the highest; a module that is named stands above the rest of its room.
+FLOORS = (
+    ("errors", "files", "code", "config", "layout", "runtime"),
+    ("prompts",),
+    ("flow", "allocation", "worlds", "hub"),
+    ("models", "config.key"),
+    ("scoring", "objectives"),
+    ("prompts.make", "prompts.show", "hub.sources", "hub.fetch"),
+    ("training", "measure", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
+    ("pretraining",),
+    ("cli",),
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def named(path: str) -> str:
+    """star/config/key.py -> star.config.key."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+PATHS = {named(path): ROOT / path for path in MODULES}
+
+
+def floor(module: str) -> int:
+    """The floor of the most particular name that the module has."""
+    names = module.removeprefix("star.").split(".")
+    return next(FLOOR[name] for n in range(len(names), 0, -1) if (name := ".".join(names[:n])) in FLOOR)
+
+
+def imports(source: str, *, when_loaded: bool, known: Iterable[str] = PATHS) -> set[str]:
+    """The modules of star that a source imports, but for those that only type checkers see; `when_loaded`: not in functions."""
+    tree = ast.parse(source)
+    aside = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    if when_loaded:
+        aside += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    unseen = {id(inner) for node in aside for inner in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) not in unseen:
+            for _, name in imported(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                module = name if name in known else name.rpartition(".")[0]
+                found |= {module} & set(known) - {"star"}
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if module != "star"])
+def test_rooms_import_downwards(module: str) -> None:
+    below = imports(PATHS[module].read_text(encoding="utf-8"), when_loaded=False)
+    assert [other for other in below if floor(other) > floor(module)] == []
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Some modules that import each other in a circle; none is best."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imports(path.read_text(encoding="utf-8"), when_loaded=True) for module, path in PATHS.items()}
+    assert circle(graph) == []
+
+
+def test_no_rooms_of_a_floor_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in PATHS.items():
+        for other in imports(path.read_text(encoding="utf-8"), when_loaded=False):
+            one, two = (next(n for n in (m.removeprefix("star."), m.split(".")[1]) if n in FLOOR) for m in (module, other))
+            if one != two:
+                graph.setdefault(one, set()).add(two)
+    assert circle(graph) == []
+
+
+def test_an_arrow_upwards_and_a_circle_are_seen() -> None:
+    known = ("star.cli", "star.config", "star.config.key")
+    for source, found in (
+        ("import star.cli", {"star.cli"}),
+        ("from star import cli", {"star.cli"}),
+        ("from star.config import load", {"star.config"}),
+        ("from star.config.key import digest", {"star.config.key"}),
+        ("if TYPE_CHECKING:\n    from star import cli", set()),
+    ):
+        assert imports(source, when_loaded=False, known=known) == found
+    inside = "def main():\n    from star import cli"
+    assert imports(inside, when_loaded=False, known=known) == {"star.cli"} and not imports(
+        inside, when_loaded=True, known=known
+    )
+    assert floor("star.cli") > floor("star.config.key") > floor("star.hub.lock") > floor("star.config.sections")
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from star.config import document as documents
 from star.config.document import OVERRIDABLE, Document, Layer
-from star.config.migrate import MINIATURE_TASKS, find_old
+from star.config.migrate import find_old, new_task_name
 from star.config.objectives import OBJECTIVES, FlowGrpo, Objective
 from star.config.sections import (
     SETS,
@@ -171,8 +171,8 @@ def methods_of(config: Config, task: str) -> list[str]:
 def require_task(config: Config, task: str) -> None:
     """Raise InputError when the configuration has no such task; the miniature's earlier names are told their new ones."""
     if task not in config.tasks:
-        new = MINIATURE_TASKS.get(task) if config.prompts.world == "miniature" else None
-        renamed = f"; the miniature's `{task}` is now called `{new}`" if new in config.tasks else ""
+        new = new_task_name(task, config.prompts.world)
+        renamed = f"; `{task}` is now called `{new}`" if new in config.tasks else ""
         raise InputError(f"tasks: no `{task}` in the configuration; it has {', '.join(config.tasks)}{renamed}")
 
 

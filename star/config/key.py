@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from star.config.experiment import Config, RunSettings
 from star.config.sections import SETS, PolicySettings
 from star.errors import InputError
+from star.hub import check, lock
 
 # sampling 2: adapters at full strength
 VERSIONS = {"prompts": 1, "training": 1, "sampling": 2, "scoring": 1}
@@ -119,8 +120,6 @@ def weights_digest(source: str, revision: str | None = None, key: str = "policy.
     if place.is_dir():
         files = sorted(file for file in place.rglob("*") if file.suffix in _WEIGHTS and file.name != "training.json")
         return digest({str(file.relative_to(place)): _content(file) for file in files})  # training.json: only its history
-    from star.hub import check, lock
-
     named = check.Source(key, source, revision, ())
     if not check.is_repository(source):
         raise InputError(f"{key}: no folder {source}; give one with the weights, or a hub repository")

@@ -31,7 +31,12 @@ RENAMED = {
     "scorers.pickscore_dtype": "scorers.pickscore.precision",
 }
 _CONTROLS = ("random", "shuffled")  # were sources
-MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"], strict=True))  # their names until they were free
+_MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"], strict=True))  # their names until they were free
+
+
+def new_task_name(task: str, world: str | None) -> str | None:
+    """What a task of an earlier version's name is called now; None for others."""
+    return _MINIATURE_TASKS.get(task) if world == "miniature" else None
 
 
 def find_old(document: Document) -> str | None:
@@ -94,18 +99,17 @@ def _separate_control(place: Document) -> None:
 def _name_tasks(document: Document, files: dict[str, Any]) -> None:
     """Give tasks their prompts; in the miniature a task that was called after a benchmark gets its own name."""
     world = _mapping(document, "prompts").get("world")
-    new = MINIATURE_TASKS if world == "miniature" else {}
     tasks = _mapping(document, "tasks")
     for name in list(tasks):
         entry = tasks.pop(name)
-        if isinstance(entry, dict) and "prompts" not in entry and name in MINIATURE_TASKS:
-            of_set = new.get(name, name)
+        if isinstance(entry, dict) and "prompts" not in entry and name in _MINIATURE_TASKS:
+            of_set = new_task_name(name, world) or name
             entry = {"prompts": files[name] | {"set": of_set} if name in files else of_set, **entry}
             name = of_set
         tasks[name] = entry
     for method in _mapping(document, "methods").values():
         if isinstance(method, dict) and isinstance(method.get("tasks"), list):
-            method["tasks"] = [new.get(task, task) for task in method["tasks"]]
+            method["tasks"] = [new_task_name(task, world) or task for task in method["tasks"]]
 
 
 def said(old: Document, new: Document) -> Iterator[str]:

@@ -276,7 +276,7 @@ def test_unknown_tasks_and_methods_are_refused_with_what_there_is(data: dict) ->
     config = parse(data, "x.yaml")
     with pytest.raises(InputError, match="no `letters` in the configuration; it has shapes, preference"):
         run_settings(config, "letters", "star")
-    with pytest.raises(InputError, match="it has shapes, letters, preference; the miniature's `ocr` is now called `letters`"):
+    with pytest.raises(InputError, match="it has shapes, letters, preference; `ocr` is now called `letters`"):
         run_settings(load(MINIATURE), "ocr", "star")
     with pytest.raises(InputError, match="no `stars` in the configuration; it has flow_grpo, star, random"):
         run_settings(config, "shapes", "stars")
