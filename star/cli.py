@@ -266,7 +266,8 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
     which = s.add_mutually_exclusive_group(required=True)
-    which.add_argument("--scorer", metavar="NAME", help="geneval, ocr, pickscore, or a function of your own, module:function")
+    known = f"{', '.join(configuration.SCORERS)}, service:NAME, judge:NAME, or module:function"
+    which.add_argument("--scorer", metavar="NAME", help=known)
     which.add_argument("--task", metavar="NAME", help="the scorer of a task of the configuration: the first that it reports")
     which.add_argument("--all", action="store_true", help="every scorer that the prompts allow; --out is a folder then")
     s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")

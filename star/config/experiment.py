@@ -144,12 +144,21 @@ class Config(Section):
                 if task not in self.tasks:
                     raise ValueError(f"methods.{name}.tasks: no `{task}` under tasks; it has {', '.join(self.tasks)}")
         for name, task in self.tasks.items():
+            _require_remotes(name, task, self.scorers)
             _require_prompts(name, task.prompts, self.prompts.world, self.evaluation.split)
             if not methods_of(self, name):
                 raise ValueError(f"tasks.{name}: no method is for it; see methods.<name>.tasks")
             for method in methods_of(self, name):
                 run_settings(self, name, method)
         return self
+
+
+def _require_remotes(task: str, settings: TaskSettings, scorers: Scorers) -> None:
+    """Services and judges that a task names are configured."""
+    for scorer in (*settings.reward, *settings.report):
+        kind, _, name = scorer.partition(":")
+        if kind in ("service", "judge") and scorers.remote(scorer) is None:
+            raise ValueError(f"tasks.{task}: {scorer} is not configured; add scorers.{kind}s.{name} with its `url`")
 
 
 def _require_prompts(task: str, prompts: PromptFiles, world: str, tested: str) -> None:

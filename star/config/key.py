@@ -35,6 +35,9 @@ _MODELS = {  # by scorer: fields that name weights, with those that name their c
     "geneval": {"model": "revision", "color_model": "color_revision"},
     "ocr": {},
     "pickscore": {"model": "revision", "processor": "processor_revision"},
+    "clipscore": {"model": "revision"},
+    "hpsv2": {"model": "revision", "processor": "processor_revision"},
+    "aesthetic": {"model": "revision"},
 }
 
 
@@ -71,6 +74,8 @@ def maps_key(settings: RunSettings) -> str:
 
 def scoring_key(settings: RunSettings | Config, scorer: str) -> str:
     """What the scores of one scorer depend on, but for the pictures. Raises InputError for a function that is not there."""
+    if remote := settings.scorers.remote(scorer):
+        return digest({"version": VERSIONS["scoring"], "scorer": scorer, "settings": counted(remote)})
     if ":" in scorer:
         return digest({"version": VERSIONS["scoring"], "function": scorer, "file": _content(function_file(scorer))})
     section = getattr(settings.scorers, scorer)

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from star.config.experiment import EXTENDS, Config, json_schema
 from star.config.objectives import OBJECTIVES
-from star.config.sections import MethodSettings, PromptFiles, Section, TaskSettings
+from star.config.sections import Judge, MethodSettings, PromptFiles, Section, Service, TaskSettings
 from star.files import write_text
 
 BEGIN, END = "<!-- keys: written by `make schema` -->", "<!-- end of keys -->"
@@ -30,7 +30,10 @@ def tables() -> str:
             parts.append(f"## `{name}`: {_summary(field.annotation)}\n\n{_HEAD}{''.join(_rows(field.annotation))}")
         else:
             top.append(_row(name, _default(field), field.description))
-    entries = (("tasks", TaskSettings), ("methods", MethodSettings))
+    entries = (
+        *(("scorers.services", Service), ("scorers.judges", Judge)),
+        *(("tasks", TaskSettings), ("methods", MethodSettings)),
+    )
     parts += [f"## `{name}.<name>`: {_summary(of)}\n\n{_HEAD}{''.join(_rows(of))}" for name, of in entries]
     return "\n".join([f"## Top level\n\n{_HEAD}{''.join(top)}", *parts])
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-SCORERS = ("geneval", "ocr", "pickscore")
+SCORERS = ("geneval", "ocr", "pickscore", "clipscore", "hpsv2", "aesthetic")
 SETS = {"miniature": ("shapes", "letters", "preference"), "coco": ("geneval", "ocr", "pickscore")}  # of prompts, by world
 SPEED_ONLY = {"speed_only": True}
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:function, see star/scoring/custom.py
@@ -34,9 +34,15 @@ def _place(value: str) -> str:
     return place
 
 
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value):
+        raise ValueError(f"{value} is no address; write http://host:port/path, and a token's variable into token_variable")
+    return value
+
+
 def _scorer(name: str) -> str:
     if name not in SCORERS and not re.fullmatch(_FUNCTION, name):
-        raise ValueError(f"no scorer {name!r}; there are {', '.join(SCORERS)}, and module:function for one of your own")
+        raise ValueError(f"no scorer {name!r}; there are {', '.join(SCORERS)}, service:NAME, judge:NAME, and module:function")
     return name
 
 
@@ -45,6 +51,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Place = Annotated[str, AfterValidator(_place)]
+Url = Annotated[Place, AfterValidator(_url)]
 Scorer = Annotated[str, AfterValidator(_scorer)]
 Reward = Annotated[dict[Scorer, float], Field(min_length=1)]
 
@@ -401,6 +408,85 @@ class Pickscore(Section):
     precision: Precision = Field("float32", description="inside the CLIP model; cosines and scores stay float32")
 
 
+class Clipscore(Section):
+    """CLIPScore."""
+
+    model: Place = Field("openai/clip-vit-large-patch14", description="CLIP folder or hub repository, with its processor")
+    revision: str | None = Field(
+        "32bd64288804d66eefd0ccbe215aa642df71cc41", description="commit of the hub repository; a folder needs none"
+    )
+    precision: Precision = Field("float32", description="inside the CLIP model; cosines and scores stay float32")
+
+
+class Hpsv2(Section):
+    """HPSv2."""
+
+    model: Place | None = Field(
+        None, description="folder or hub repository of HPSv2's weights as a transformers `CLIPModel`, in safetensors"
+    )
+    revision: str | None = Field(None, description="commit of the hub repository, or none to lock it by `star fetch`")
+    processor: Place = Field("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="its processor, folder or hub repository")
+    processor_revision: str | None = Field(
+        "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
+        description="commit of the processor's hub repository; a folder needs none",
+    )
+    precision: Precision = Field("float32", description="inside the CLIP model; cosines and scores stay float32")
+
+
+class Aesthetic(Section):
+    """LAION's aesthetic predictor."""
+
+    model: Place = Field(
+        "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
+        description="folder or hub repository of a CLIP vision model with the predictor's `layers`, and its image processor",
+    )
+    revision: str | None = Field(None, description="commit of the hub repository, or none to lock it by `star fetch`")
+    precision: Precision = Field("float32", description="of model and head")
+
+
+class Remote(Section):
+    """What services elsewhere have in common."""
+
+    url: Url = Field(description="where it answers, http or https; `$VARIABLE` is filled in", json_schema_extra=SPEED_ONLY)
+    version: str = Field(
+        "", description="names what runs there: another one is another scorer, whose scores share no column with the old one's"
+    )
+    parallel: Positive = Field(4, description="requests at once, of each scoring process", json_schema_extra=SPEED_ONLY)
+    timeout: float = Field(60.0, gt=0, description="seconds that an answer may take", json_schema_extra=SPEED_ONLY)
+    retries: int = Field(
+        5,
+        ge=0,
+        description="further tries after no answer or HTTP 408, 425, 429, 5xx, after 0.5 s and twice as long each time",
+        json_schema_extra=SPEED_ONLY,
+    )
+    token_variable: str | None = Field(
+        None, description="environment variable with the token that is sent as `Bearer`", json_schema_extra=SPEED_ONLY
+    )
+
+
+class Service(Remote):
+    """A reward service: pictures and prompt records out, numbers back."""
+
+    batch: Positive = Field(8, description="pictures a request", json_schema_extra=SPEED_ONLY)
+
+
+class Judge(Remote):
+    """A vision-language model that judges pictures, behind an OpenAI-compatible endpoint; `url` ends in `/v1`."""
+
+    model: str = Field(description="the model's name at the endpoint")
+    question: str | None = Field(
+        None, description="what is asked, `{prompt}` for the prompt; none takes the question of docs/scorers.md"
+    )
+    max_tokens: Positive = Field(512, description="longest reply")
+
+    @field_validator("question")
+    @classmethod
+    def _the_prompt_is_in_the_question(cls, question: str | None) -> str | None:
+        if question is not None and "{prompt}" not in question:
+            raise ValueError("has no {prompt}, so every picture would be asked the same")
+        return question
+
+
 class Scorers(Section):
     """What each scorer is made of and runs on."""
 
@@ -421,6 +507,28 @@ class Scorers(Section):
     geneval: Geneval = Field(Geneval(), description="the scorer `geneval`")
     ocr: Ocr = Field(Ocr(), description="the scorer `ocr`")
     pickscore: Pickscore = Field(Pickscore(), description="the scorer `pickscore`")
+    clipscore: Clipscore = Field(Clipscore(), description="the scorer `clipscore`")
+    hpsv2: Hpsv2 = Field(Hpsv2(), description="the scorer `hpsv2`")
+    aesthetic: Aesthetic = Field(Aesthetic(), description="the scorer `aesthetic`")
+    services: dict[str, Service] = Field(
+        {}, description="reward services by names of your choice, each the scorer `service:NAME`: see below"
+    )
+    judges: dict[str, Judge] = Field(
+        {}, description="judging models by names of your choice, each the scorer `judge:NAME`: see below"
+    )
+
+    @field_validator("services", "judges")
+    @classmethod
+    def _names_fit_scorers(cls, remotes: dict[str, Any]) -> dict[str, Any]:
+        for name in remotes:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f"{name!r} is no name: letters, digits and _, a letter first")
+        return remotes
+
+    def remote(self, scorer: str) -> Remote | None:
+        """The settings of `service:NAME` or `judge:NAME`; None for other scorers, and where there are none."""
+        kind, _, name = scorer.partition(":")
+        return {"service": self.services, "judge": self.judges}.get(kind, {}).get(name)
 
 
 class PromptFiles(Section):

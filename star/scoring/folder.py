@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from star import files
-from star.config import SCORERS, Scorers
+from star.config import Scorers
 from star.errors import InputError, ScorerFailed
 from star.scoring import pictures, samples
 from star.scoring.samples import Sample
-from star.scoring.scorer import Scorer, can_score, make_scorer, scorer_class
+from star.scoring.scorer import SUITE, Scorer, can_score, make_scorer, scorer_class
 
 _BATCH = 48
 _NAMED = 5  # files that are named of those left out
@@ -42,7 +42,7 @@ def score_all(images: Path, out: Path, scorers: Scorers, prompts: Path | None = 
     """
     jobs: dict[str, _Job | None] = {}
     counts = {}
-    for name in SCORERS:
+    for name in SUITE:
         found = samples.find(images, name, prompts)
         suited = [sample for sample in found if can_score(name, sample.record)]
         counts[name] = len(found) - len(suited)

@@ -63,24 +63,43 @@ class Preference(NamedTuple):
 
 
 def preferences(model: str) -> list[Preference]:
-    """What a preference model must know: the folder `golden` in its own one, else the portrait and a drawn disc.
+    """What a preference model must know: the folder `golden` in its own one, else the `built_in`.
 
-    Each of the two built-in pictures has the other's caption as the worse one, so that no model that is blind to pictures or
-    words gets both right. `golden` is a flat folder of pictures with captions.jsonl (file, prompt, worse). Raises InputError,
-    naming file and line, when it is not.
+    `golden` is a flat folder of pictures with captions.jsonl (file, prompt, worse). Raises InputError, naming file and line,
+    when it is not.
     """
     folder = Path(model, "golden")
     if not folder.is_dir():
-        portrait, disc = "a portrait of a woman in uniform", "a red circle on a white background"
-        drawn = Image.new("RGB", (512, 512), "white")
-        ImageDraw.Draw(drawn).ellipse((96, 96, 415, 415), fill=_DISCS["red"])
-        return [Preference(pictures.read(_portrait()), portrait, disc), Preference(np.asarray(drawn), disc, portrait)]
+        return built_in()
     captions = folder / "captions.jsonl"
     found = samples.find(folder, "pickscore", captions)
     for number, sample in enumerate(found, 1):
         if not isinstance(sample.record.metadata.get("worse"), str):
             raise InputError(f"{captions}:{number}: no `worse`, a caption that must score lower; write one or remove {folder}")
     return [Preference(pictures.read(s.path), s.record.text, s.record.metadata["worse"]) for s in found]
+
+
+def built_in() -> list[Preference]:
+    """The portrait and a drawn disc, each with the other's caption as the worse one.
+
+    So no model that is blind to pictures or words gets both right.
+    """
+    portrait, disc = "a portrait of a woman in uniform", "a red circle on a white background"
+    drawn = Image.new("RGB", (512, 512), "white")
+    ImageDraw.Draw(drawn).ellipse((96, 96, 415, 415), fill=_DISCS["red"])
+    return [Preference(pictures.read(_portrait()), portrait, disc), Preference(np.asarray(drawn), disc, portrait)]
+
+
+def check_preferences(known: list[Preference], score: Callable[[list, list[str]], list[float]], fingerprint: str) -> None:
+    """Raise ScorerFailed when a picture's caption does not score higher than the worse one."""
+    captions = [k.prompt for k in known] + [k.worse for k in known]
+    scores = score([k.image for k in known] * 2, captions)
+    for k, high, low in zip(known, scores, scores[len(known) :], strict=False):
+        if high <= low:
+            raise ScorerFailed(
+                f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high:.2f}, "
+                f"{k.worse!r} does not and scores {low:.2f} ({fingerprint})"
+            )
 
 
 def check_colors(colors_of: Callable) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from star import files
-from star.config import SCORERS, Scorers
+from star.config import Scorers
 from star.scoring import folder, pictures, samples
 from star.scoring.samples import Sample
-from star.scoring.scorer import Scorer, can_score, make_scorer
+from star.scoring.scorer import SUITE, Scorer, can_score, make_scorer
 
 _EDGE, _THUMBNAIL, _LEVELS = 0.1, 32, 4
 _BATCH = 48
@@ -113,7 +113,7 @@ def write(guards: dict, out: Path) -> None:
 
 def _others(name: str, found: list[Sample]) -> list[str]:
     """The other scorers that can score some of the pictures."""
-    return [other for other in SCORERS if other != name and any(can_score(other, sample.record) for sample in found)]
+    return [other for other in SUITE if other != name and any(can_score(other, sample.record) for sample in found)]
 
 
 def _mean(scorer: Scorer, lines: list[dict]) -> dict:

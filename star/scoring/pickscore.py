@@ -3,33 +3,21 @@
 score = exp(logit_scale) * cosine(text, image). The reported score is raw; the training reward is raw / 26, about 1 for a good
 picture under the real model. A folder with the same classes serves as well: the miniature's own model is one.
 
-Shape suffixes: B pictures or prompts, U unique prompts, D features.
+Shape suffixes: B pictures or prompts, D features.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import transformers
-from transformers import CLIPImageProcessorPil, CLIPModel
 
 from star.config import Scorers
-from star.errors import InputError, ScorerFailed
-from star.hub import lock
-from star.hub.check import is_repository
-from star.hub.weights import PRECISIONS, digest, load, load_model, load_tokenizer, resolve
 from star.prompts.record import Prompt
 from star.scoring import golden, sources
-from star.scoring.score import Score
+from star.scoring.clip import Clip
+from star.scoring.score import Score, require_words
 
 REWARD_DIVISOR = 26.0
-_BATCH = 32
-
-
-def _embedding(output: object) -> torch.Tensor:
-    """The unit projections float32 [B, D]; transformers before 5 returned them bare, since then in an output object."""
-    return F.normalize((output if isinstance(output, torch.Tensor) else output.pooler_output).float(), dim=-1)
 
 
 class PickScorer:
@@ -44,31 +32,9 @@ class PickScorer:
 
     def __init__(self, scorers: Scorers) -> None:
         model, processor = sources.pickscore_model(scorers), sources.pickscore_processor(scorers)
-        self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.pickscore.precision]
-        self._model = load_model(CLIPModel, model)
-        weights = digest(self._model)
-        self._scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
-        self._tokenizer = load_tokenizer(processor, self._model)
-        self._images = load(CLIPImageProcessorPil, processor)
-        self._model.to(self._device, self._dtype)
-        pinned = f"@{lock.commit(processor.name, processor.revision)[:12]}" if is_repository(processor.name) else ""
-        self.fingerprint = (
-            f"pickscore {model.name}@{weights} processor={processor.name}{pinned} transformers-{transformers.__version__} "
-            f"torch-{torch.__version__} {self._device} {scorers.pickscore.precision}"
-        )
-        self._guard(golden.preferences(model.name))
-
-    def _guard(self, known: Sequence[golden.Preference]) -> None:
-        """Raise ScorerFailed when a golden picture's caption does not score higher than the worse one."""
-        images_BD = self.embed([k.image for k in known])
-        fits = self._cosines(images_BD, [k.prompt for k in known])
-        worse = self._cosines(images_BD, [k.worse for k in known])
-        for k, high, low in zip(known, fits, worse, strict=True):
-            if high <= low:
-                raise ScorerFailed(
-                    f"the preference model is wrong on a golden picture: {k.prompt!r} fits it and scores {high:.2f}, "
-                    f"{k.worse!r} does not and scores {low:.2f} ({self.fingerprint})"
-                )
+        self._clip = Clip(model, processor, device=scorers.device, precision=scorers.pickscore.precision)
+        self.fingerprint = f"pickscore {self._clip.fingerprint}"
+        golden.check_preferences(golden.preferences(model.name), self._raw, self.fingerprint)
 
     @staticmethod
     def can_score(record: Prompt) -> bool:
@@ -77,9 +43,7 @@ class PickScorer:
 
     def check(self, records: Sequence[Prompt]) -> None:
         """Raise InputError when a prompt is empty."""
-        for record in records:
-            if not record.text.strip():
-                raise InputError(f"prompt {record.id!r}: empty; pickscore needs words to compare the picture with")
+        require_words(records, "pickscore")
 
     def __call__(self, images: Sequence[np.ndarray], records: Sequence[Prompt]) -> list[Score]:
         """Score uint8 [H, W, 3] pictures: raw score, and reward = raw / 26."""
@@ -87,33 +51,13 @@ class PickScorer:
 
     def embed(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Unit image features float32 [B, D] of uint8 [H, W, 3] pictures."""
-        batches = [self._pictures(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
-        return torch.cat([torch.empty(0, self._model.config.projection_dim, device=self._device), *batches])
+        return self._clip.embed(images)
 
     def compare(self, images_BD: torch.Tensor, records: Sequence[Prompt]) -> list[Score]:
         """Score pictures by their features from `embed`, row by row."""
         self.check(records)
-        return [Score(raw, raw / REWARD_DIVISOR) for raw in self._cosines(images_BD, [record.text for record in records])]
+        raw = self._clip.cosines(images_BD, [record.text for record in records], self._clip.scale)
+        return [Score(value, value / REWARD_DIVISOR) for value in raw]
 
-    def _cosines(self, images_BD: torch.Tensor, texts: Sequence[str]) -> list[float]:
-        """Scaled cosines of pictures and texts, row by row. Raises ScorerFailed when one is not finite."""
-        if not texts:
-            return []
-        unique = {text: row for row, text in enumerate(sorted(set(texts)))}
-        words = list(unique)
-        texts_UD = torch.cat([self._texts(words[i : i + _BATCH]) for i in range(0, len(words), _BATCH)])
-        scores = self._scale * (texts_UD[[unique[text] for text in texts]] * images_BD).sum(-1)
-        if not torch.isfinite(scores).all():
-            raise ScorerFailed(f"{self.fingerprint}: a score is not finite; try scorers.pickscore.precision: float32")
-        return scores.tolist()
-
-    @torch.inference_mode()
-    def _texts(self, prompts: list[str]) -> torch.Tensor:
-        length = self._model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return _embedding(self._model.get_text_features(**tokens.to(self._device)))
-
-    @torch.inference_mode()
-    def _pictures(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        pixels = self._images(list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        return _embedding(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
+    def _raw(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> list[float]:
+        return self._clip.cosines(self.embed(images), texts, self._clip.scale)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from star.scoring.score import Score
 
 
+SUITE = ("geneval", "ocr", "pickscore")  # what `--all` scores and the guards look with, where prompts allow it
 GUARDS = ("diversity", "edge_density", "color_entropy")  # of star.scoring.guards; beside them scores of other tasks
 
 
@@ -42,7 +43,11 @@ class Scorer(Protocol):
 
 def scorer_class(name: str) -> type[Scorer]:
     """The class of the scorer `name`, with nothing loaded yet. Raises InputError for a name that is none."""
-    if ":" in name:
+    if name.startswith("service:"):
+        from star.scoring.service import ServiceScorer as Chosen
+    elif name.startswith("judge:"):
+        from star.scoring.judge import JudgeScorer as Chosen
+    elif ":" in name:
         from star.scoring.custom import CustomScorer as Chosen
     elif name == "geneval":
         from star.scoring.geneval import GenevalScorer as Chosen
@@ -51,13 +56,23 @@ def scorer_class(name: str) -> type[Scorer]:
     elif name == "pickscore":
         declare_torchvision()
         from star.scoring.pickscore import PickScorer as Chosen
+    elif name == "clipscore":
+        declare_torchvision()
+        from star.scoring.clipscore import ClipScorer as Chosen
+    elif name == "hpsv2":
+        declare_torchvision()
+        from star.scoring.hpsv2 import HpsScorer as Chosen
+    elif name == "aesthetic":
+        declare_torchvision()
+        from star.scoring.aesthetic import AestheticScorer as Chosen
     else:
-        raise InputError(f"scorer {name!r}: no such scorer; known: {', '.join(SCORERS)}, and your own as module:function")
+        known = f"{', '.join(SCORERS)}, service:NAME, judge:NAME, and your own as module:function"
+        raise InputError(f"scorer {name!r}: no such scorer; there are {known}")
     return Chosen
 
 
 def make_scorer(name: str, scorers: "Scorers") -> Scorer:
-    """The scorer `name`: geneval, ocr, pickscore, or a user's own `module:function`.
+    """The scorer `name`: one of SCORERS, `service:NAME`, `judge:NAME`, or a user's own `module:function`.
 
     Raises InputError when its weights are missing or it does not exist, and ScorerFailed when it is wrong on a golden picture.
     """

@@ -3,18 +3,25 @@
 from functools import partial
 
 from star.config import Scorers
+from star.errors import InputError
 from star.hub.check import Package, Source
 from star.worlds.door import own_detector
 
 
 def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
-    """What the scorer `name` loads; nothing for a user's own function."""
+    """What the scorer `name` loads; nothing for a function of the user's own, a service or a judge."""
     if name == "geneval":
         return geneval(scorers)
     if name == "ocr":
         return [ocr(scorers)]
     if name == "pickscore":
         return [pickscore_model(scorers), pickscore_processor(scorers)]
+    if name == "clipscore":
+        return [clipscore(scorers)]
+    if name == "hpsv2":
+        return [hpsv2_model(scorers), hpsv2_processor(scorers)]
+    if name == "aesthetic":
+        return [aesthetic(scorers)]
     return []
 
 
@@ -67,3 +74,30 @@ def pickscore_processor(scorers: Scorers) -> Source:
     """Its tokenizer and image processor, which PickScore's own repository lacks."""
     processor, revision = scorers.pickscore.processor, scorers.pickscore.processor_revision
     return Source("scorers.pickscore.processor", processor, revision, ("tokenizer", "images"))
+
+
+def clipscore(scorers: Scorers) -> Source:
+    """The CLIP model whose cosine it is, with its processor."""
+    chosen = scorers.clipscore
+    return Source("scorers.clipscore.model", chosen.model, chosen.revision, ("model", "tokenizer", "images"))
+
+
+def hpsv2_model(scorers: Scorers) -> Source:
+    """The CLIP model trained on people's choices. Raises InputError when none is named."""
+    if scorers.hpsv2.model is None:
+        raise InputError(
+            "scorers.hpsv2.model: name a folder or repository with HPSv2's weights as a transformers CLIPModel; its authors "
+            "publish them for open_clip only (docs/scorers.md)"
+        )
+    return Source("scorers.hpsv2.model", scorers.hpsv2.model, scorers.hpsv2.revision, ("model",))
+
+
+def hpsv2_processor(scorers: Scorers) -> Source:
+    """Tokenizer and image processor of the model that HPSv2 was trained from."""
+    processor, revision = scorers.hpsv2.processor, scorers.hpsv2.processor_revision
+    return Source("scorers.hpsv2.processor", processor, revision, ("tokenizer", "images"))
+
+
+def aesthetic(scorers: Scorers) -> Source:
+    """The vision tower with the head on it."""
+    return Source("scorers.aesthetic.model", scorers.aesthetic.model, scorers.aesthetic.revision, ("model", "images"))

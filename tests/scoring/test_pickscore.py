@@ -1,7 +1,6 @@
 """PickScore against CLIPModel's own forward, and the embedded preference model on held-out pairs."""
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -10,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from preference_models import write_golden
 from records import asked
 from scorer_settings import scorers
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.errors import InputError
 from star.pretraining.base import clip_tokenizer
-from star.pretraining.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, save, train, untrained
-from star.scoring import golden, pickscore
+from star.pretraining.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, train
+from star.scoring import clip, golden
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, split
 from star.worlds.miniature.scenes import compose, render
@@ -28,26 +27,6 @@ EMBEDDED = "resources/miniature/pickscore"
 
 def _scorer(folder: str | Path) -> object:
     return make_scorer("pickscore", scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
-
-
-@pytest.fixture(scope="module")
-def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip") / "model"
-    tokenizer = clip_tokenizer()
-    model = untrained(tokenizer, seed=5)
-    model.logit_scale.data.fill_(math.log(13.0))
-    save(model, tokenizer, {}, folder)
-    captions = ["a red circle", "two rings"]
-    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-    pixels = torch.from_numpy(np.array(Image.open(folder / "golden/0.png"))).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        worse, fitting = model.eval()(**tokens, pixel_values=pixels).logits_per_image[0].argsort().tolist()
-    _golden(folder, {"file": "0.png", "prompt": captions[fitting], "worse": captions[worse]})
-    return folder
-
-
-def _golden(folder: Path, *lines: dict) -> None:
-    (folder / "golden/captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
@@ -68,8 +47,8 @@ def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatc
     scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), asked("a red circle")
     expected = scorer([image], [record])
     for name in ("get_text_features", "get_image_features"):
-        method = getattr(scorer._model, name)
-        monkeypatch.setattr(scorer._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
+        method = getattr(scorer._clip._model, name)
+        monkeypatch.setattr(scorer._clip._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
     assert scorer([image], [record]) == expected
 
 
@@ -79,10 +58,10 @@ def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest
     records = [asked(p) for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
     scorer = _scorer(random_folder)
     whole = [s.score for s in scorer(images, records)]
-    monkeypatch.setattr(pickscore, "_BATCH", 3)
+    monkeypatch.setattr(clip, "_BATCH", 3)
     assert np.allclose([s.score for s in scorer(images, records)], whole, atol=1e-4)
     assert scorer.compare(scorer.embed(images), records)[6].score == pytest.approx(whole[6], abs=1e-4)
-    assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._model.config.projection_dim)
+    assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._clip._model.config.projection_dim)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.25), ("float16", 0.05)])
@@ -94,8 +73,8 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
     folder = str(random_folder)
     settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
     scorer = make_scorer("pickscore", scorers(**settings, pickscore_precision=dtype))
-    assert scorer._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
-    assert scorer._scale == pytest.approx(13.0)  # not that of a rounded logarithm
+    assert scorer._clip._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
+    assert scorer._clip.scale == pytest.approx(13.0)  # not that of a rounded logarithm
     rounded = scorer(images, records)
     assert np.allclose([s.score for s in rounded], exact, atol=tolerance)
     assert [s.score for s in rounded] != exact
@@ -103,7 +82,7 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
 
 def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
     scorer = _scorer(random_folder)
-    scorer._model.visual_projection.weight.data[0, 0] = float("nan")
+    scorer._clip._model.visual_projection.weight.data[0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="not finite"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
 
@@ -129,12 +108,12 @@ def test_golden_pictures_stop_a_model_that_is_wrong(random_folder: Path, tmp_pat
     folder = tmp_path / "model"
     shutil.copytree(random_folder, folder)
     known = json.loads((folder / "golden/captions.jsonl").read_text())
-    _golden(folder, known | {"prompt": known["worse"], "worse": known["prompt"]})
+    write_golden(folder, known | {"prompt": known["worse"], "worse": known["prompt"]})
     with pytest.raises(
         RuntimeError, match=f"wrong on a golden picture: '{known['worse']}' fits it and scores .*@[0-9a-f]{{12}}"
     ):
         _scorer(folder)
-    _golden(folder, known, {"file": "1.png", "prompt": "two rings"})
+    write_golden(folder, known, {"file": "1.png", "prompt": "two rings"})
     with pytest.raises(InputError, match=r"golden/captions\.jsonl:2: no `worse`"):
         _scorer(folder)
     (folder / "golden/0.png").unlink()
@@ -145,9 +124,9 @@ def test_golden_pictures_stop_a_model_that_is_wrong(random_folder: Path, tmp_pat
 @pytest.mark.parametrize("blind", ["_pictures", "_texts"])
 def test_no_blind_model_passes_the_built_in_pictures(blind: str, random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever caption a model without eyes prefers, one of the two pictures has the other; without words it prefers none."""
-    monkeypatch.setattr(pickscore.golden, "preferences", lambda _, built_in=golden.preferences: built_in("no/folder"))
+    monkeypatch.setattr(golden, "preferences", lambda _: golden.built_in())
     same = F.normalize(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    monkeypatch.setattr(pickscore.PickScorer, blind, lambda self, given: same.expand(len(given), -1))
+    monkeypatch.setattr(clip.Clip, blind, lambda self, given: same.expand(len(given), -1))
     with pytest.raises(RuntimeError, match="wrong on a golden picture"):
         _scorer(random_folder)
 
@@ -155,12 +134,10 @@ def test_no_blind_model_passes_the_built_in_pictures(blind: str, random_folder: 
 def test_the_guard_costs_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for tower in ("_pictures", "_texts"):
-        true = getattr(pickscore.PickScorer, tower)
-        monkeypatch.setattr(
-            pickscore.PickScorer, tower, lambda self, x, t=tower, f=true: calls.append((t, len(x))) or f(self, x)
-        )
+        true = getattr(clip.Clip, tower)
+        monkeypatch.setattr(clip.Clip, tower, lambda self, x, t=tower, f=true: calls.append((t, len(x))) or f(self, x))
     _scorer(EMBEDDED)
-    assert calls == [("_pictures", 4), ("_texts", 4), ("_texts", 4)]
+    assert calls == [("_pictures", 8), ("_texts", 4)]
 
 
 def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:

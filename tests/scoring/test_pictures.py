@@ -227,7 +227,7 @@ def test_the_same_letters_are_read_on_any_ground(tmp_path: Path, capsys: pytest.
     (folder / "notes.md").write_text("no picture")
     (tmp_path / "prompts.txt").write_text('a door sign "OPEN"')
     command = ["score", "--scorer", "ocr", "--images", str(folder), "--prompts", str(tmp_path / "prompts.txt")]
-    assert cli.main([*command, "--set", "scorers.ocr.mode=page", "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert cli.main([*command, "--out", str(tmp_path / "out.jsonl")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == [1.0] * 5
     assert f"{folder}: 2 left out, not scored: ._1.png, notes.md" in capsys.readouterr().err
