@@ -65,4 +65,4 @@ def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: Re
     objective = make_objective(settings)
     policy = trainer.make_policy(settings, 0)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
-    return Session(settings, 0, prompts, learner, objective, pool, Processes(), None)
+    return Session(settings, 0, prompts, learner, objective, pool, Processes(), lambda pictures: None)
