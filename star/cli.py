@@ -82,8 +82,10 @@ def _sample(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
     from star.sampling.sample import sample
 
-    images = args.images or config.evaluation.images_per_prompt
-    n = sample(config, args.prompts, args.out, args.adapter, images, args.seed, args.start_over)
+    if args.images is not None:
+        evaluation = config.evaluation.model_copy(update={"images_per_prompt": args.images})
+        config = config.model_copy(update={"evaluation": evaluation})
+    n = sample(config, args.prompts, args.out, adapter=args.adapter, seed=args.seed, start_over=args.start_over)
     print(f"{n} images sampled into {args.out}")
 
 

@@ -66,3 +66,9 @@ def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: Re
     policy = trainer.make_policy(settings, 0)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     return Session(settings, 0, prompts, learner, objective, pool, Processes(), lambda pictures: None)
+
+
+def with_images(config: configuration.Config, count: int) -> configuration.Config:
+    """The configuration with `count` test pictures a prompt."""
+    evaluation = config.evaluation.model_copy(update={"images_per_prompt": count})
+    return config.model_copy(update={"evaluation": evaluation})

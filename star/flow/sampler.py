@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Trajectory:
     """A sampled batch: latents float32 [B, S, C, H, W], log-probabilities [B, T, H, W], raw maps half [B, T, O, h, w].
 
-    `mean_BTCHW` has the means of the steps, where they were asked for.
+    `mean_BTCHW` has the means of the steps; None where nobody keeps them.
     """
 
     latents_BSCHW: torch.Tensor
@@ -38,7 +38,6 @@ def denoise(
     schedule: Schedule,
     recorder: "Recorder | None" = None,
     twin_B: np.ndarray | None = None,
-    keep_means: bool = False,
 ) -> Trajectory:
     """Denoise a batch. `noise_BSCHW` holds the start and then one noise per step (the ODE needs only the start).
 
@@ -72,13 +71,12 @@ def denoise(
             log_probs.append(torch.zeros_like(mean[:, 0]))
         if watching is not None:
             maps.append(watching.raw_maps().unflatten(-1, model.geometry.tokens).half())
-        if keep_means:
-            means.append(mean)
+        means.append(mean)
         latents.append(x_next)
         x = x_next
     return Trajectory(
         latents_BSCHW=torch.stack(latents, 1),
         log_prob_BTHW=torch.stack(log_probs, 1),
         raw_BTOhw=torch.stack(maps, 1) if maps else None,
-        mean_BTCHW=torch.stack(means, 1) if means else None,
+        mean_BTCHW=torch.stack(means, 1),
     )

@@ -44,8 +44,8 @@ def _sampled(prompt_set: str, base: Path, config: Config, scratch: Path) -> Path
     file, images = scratch / f"{prompt_set}-prompts.jsonl", scratch / prompt_set
     records = WORLD.records(prompt_set, "test", config.prompts)
     file.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records), encoding="utf-8")
-    policy = config.policy.model_copy(update={"model": str(base)})
-    sample(policy, config.evaluation, config.compute, file, images, None, config.evaluation.images_per_prompt, seed=0)
+    of_base = config.model_copy(update={"policy": config.policy.model_copy(update={"model": str(base)})})
+    sample(of_base, file, images)
     return images
 
 

@@ -71,19 +71,19 @@ def sample(
     config: Config,
     prompts: Path,
     out: Path,
-    adapter: Path | None,
-    images: int,
-    seed: int,
+    *,
+    adapter: Path | None = None,
+    seed: int = 0,
     start_over: bool = False,
 ) -> int:
-    """Sample `images` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
+    """Sample `evaluation.images_per_prompt` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
 
     Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
     are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are
     missing, or when `out` holds pictures of other weights, prompts or settings. To `start_over` these are removed: what this
     stage itself has written can be drawn again. Other files in `out` stay.
     """
-    evaluation, records = config.evaluation, read(prompts)
+    evaluation, images, records = config.evaluation, config.evaluation.images_per_prompt, read(prompts)
     model = load_model(config.policy, config.compute)
     checkpoint = "base"
     if adapter is not None:

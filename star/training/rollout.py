@@ -7,7 +7,7 @@ h w token grid.
 import time
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,15 +132,15 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Traje
     if epoch.columns is not None:
         heads = None if allocation.heads is None else tuple(allocation.heads)
         recorder = Recorder(epoch.columns[place_B], tuple(allocation.blocks), heads)
-    return denoise(
+    trajectory = denoise(
         model,
         torch.stack(noises),
         text=epoch.text[place_B],
         schedule=epoch.schedule,
         recorder=recorder,
         twin_B=prompt_B if rollout.same_start else None,
-        keep_means=session.objective.keeps_old_means,
     )
+    return trajectory if session.objective.keeps_old_means else replace(trajectory, mean_BTCHW=None)
 
 
 def _require_finite_latents(latents_BSCHW: torch.Tensor, prompts: "list[Prompt]", epoch: int) -> None:

@@ -27,12 +27,11 @@ def _noise(model: FlowModel, steps: int) -> torch.Tensor:
     return torch.randn(2, steps + 1, *model.geometry.latents, generator=torch.Generator().manual_seed(0))
 
 
-def test_means_are_kept_when_asked_for_and_are_those_of_the_steps(model: FlowModel) -> None:
+def test_means_are_those_of_the_steps(model: FlowModel) -> None:
     schedule, noise = make_schedule(model.sigmas(4), noise_level=0.7, noisy=range(1, 3)), _noise(model, 4)
     text = model.encode(PROMPTS)
-    plain, kept = (denoise(model, noise, text=text, schedule=schedule, keep_means=keep) for keep in (False, True))
-    assert plain.mean_BTCHW is None and plain.raw_BTOhw is None
-    assert torch.equal(plain.latents_BSCHW, kept.latents_BSCHW) and torch.equal(plain.log_prob_BTHW, kept.log_prob_BTHW)
+    kept = denoise(model, noise, text=text, schedule=schedule)
+    assert kept.raw_BTOhw is None
     assert kept.mean_BTCHW.shape == (2, 4, *model.geometry.latents)
     for t in range(4):
         x, x_next, mean = kept.latents_BSCHW[:, t], kept.latents_BSCHW[:, t + 1], kept.mean_BTCHW[:, t]
@@ -62,7 +61,7 @@ def test_twins_part_at_the_first_noisy_step_with_their_means_and_maps(model: Flo
     rows, columns = torch.tensor([1, 0, 1]), CoreColumns(torch.tensor([[2], [3]]), torch.ones(2, 1))
     noise = torch.randn(3, 5, *model.geometry.latents, generator=torch.Generator().manual_seed(1))
     noise[2, 0] = noise[0, 0]
-    given = {"text": text[rows], "schedule": schedule, "recorder": Recorder(columns[rows], (1,)), "keep_means": True}
+    given = {"text": text[rows], "schedule": schedule, "recorder": Recorder(columns[rows], (1,))}
     apart, together = (denoise(model, noise, **given, twin_B=twin_B) for twin_B in (None, np.array([7, 2, 7])))
     for name, tolerance in (("latents_BSCHW", 1e-4), ("log_prob_BTHW", 1e-3), ("mean_BTCHW", 1e-4), ("raw_BTOhw", 1e-2)):
         ours, theirs = getattr(together, name).float(), getattr(apart, name).float()

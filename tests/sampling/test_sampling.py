@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from trainings import with_images
 
 from star import config as configuration
 from star.allocation.columns import core_columns
@@ -53,7 +54,7 @@ def _pictures(out: Path) -> dict[str, np.ndarray]:
 
 def test_layout_metadata_and_png_texts(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert sample(config, records, out, None, 2, seed=7) == 6
+    assert sample(with_images(config, 2), records, out, seed=7) == 6
     wanted = read(records)
     assert list(_pictures(out)) == [f"{n:05d}/samples/{k:04d}.png" for n in range(3) for k in range(2)]
     for n, record in enumerate(wanted):
@@ -69,21 +70,21 @@ def test_layout_metadata_and_png_texts(config: configuration.Config, records: Pa
 
 def test_resume_and_batch_split_change_no_picture(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    sample(config, records, a, None, 2, seed=0)
-    sample(config, records, b, None, 2, seed=0)
+    sample(with_images(config, 2), records, a, seed=0)
+    sample(with_images(config, 2), records, b, seed=0)
     (b / "00001/samples/0000.png").unlink()
-    assert sample(config, records, b, None, 2, seed=0) == 1
+    assert sample(with_images(config, 2), records, b, seed=0) == 1
     for name, picture in _pictures(a).items():
         assert np.abs(picture.astype(int) - _pictures(b)[name]).max() <= 1, name
 
 
 def test_other_settings_are_refused_or_start_over(config: configuration.Config, records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sample(config, records, out, None, 1, seed=0)
+    sample(with_images(config, 1), records, out, seed=0)
     before = _pictures(out)
     with pytest.raises(InputError, match="other weights, prompts or settings"):
-        sample(config, records, out, None, 1, seed=1)
-    assert sample(config, records, out, None, 1, seed=1, start_over=True) == 3
+        sample(with_images(config, 1), records, out, seed=1)
+    assert sample(with_images(config, 1), records, out, seed=1, start_over=True) == 3
     after = _pictures(out)
     assert not np.array_equal(before["00000/samples/0000.png"], after["00000/samples/0000.png"])
 

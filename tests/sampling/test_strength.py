@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from trainings import ROOT, SMALL
+from trainings import ROOT, SMALL, with_images
 
 from star import cli
 from star import config as configuration
@@ -240,7 +240,7 @@ def test_a_picture_has_the_same_reward_in_a_rollout_and_on_disk(
     make.write(config, task, "test", everything)
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[::8][:8]))
     records = read(few)
-    sample(config, few, tmp_path / "images", None, 1, seed=0)
+    sample(with_images(config, 1), few, tmp_path / "images", seed=0)
     scorer = configuration.main_scorer(config, task)
     scoring.score(scorer, tmp_path / "images", tmp_path / "scores.jsonl", config.scorers)
     on_disk = [json.loads(line)["reward"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
@@ -273,7 +273,7 @@ def test_star_maps_draws_the_pictures_of_star_sample(
     everything, few = tmp_path / "all.jsonl", tmp_path / "few.jsonl"
     make.write(config, "shapes", "test", everything)
     few.write_text("".join(line + "\n" for line in everything.read_text().splitlines()[:2]))
-    sample(config, few, tmp_path / "images", adapter, 1, seed=0)
+    sample(with_images(config, 1), few, tmp_path / "images", adapter=adapter, seed=0)
     expected = [pictures.read(path) for path in sorted((tmp_path / "images").glob("*/samples/*.png"))]
 
     seen: list[np.ndarray] = []
