@@ -38,7 +38,7 @@ def written(path: Path, lines: list[str], system: str) -> Path:
 
 def own(file: Path, task: str) -> list[Prompt]:
     """The training prompts of a configuration that names a file."""
-    return make.records(load(CONFIG, [f"prompts.files={{{task}: {{train: {file}}}}}"]), task, "train")
+    return make.records(load(CONFIG, [f"tasks.{task}.prompts={{train: {file}, set: {task}}}"]), task, "train")
 
 
 # -- text ----------------------------------------------------------------------------------------------------------------
@@ -51,11 +51,11 @@ def test_every_system_writes_the_same_prompts(system: str, name: str, tmp_path: 
     file = written(tmp_path / name, lines, system)
     assert [line.text for line in read_foreign(file)] == PROMPTS
     assert [line.where for line in read_foreign(file)] == [f"{file}:{n}" for n in (1, 2, 3)]
-    assert [prompt.text for prompt in own(file, "pickscore")] == PROMPTS
+    assert [prompt.text for prompt in own(file, "preference")] == PROMPTS
 
 
 def test_records_are_read_whatever_saved_them_again(tmp_path: Path) -> None:
-    prompts = own(written(tmp_path / "p.txt", PROMPTS, "unix"), "pickscore")
+    prompts = own(written(tmp_path / "p.txt", PROMPTS, "unix"), "preference")
     lines = [json.dumps(prompt.as_dict(), ensure_ascii=False) for prompt in prompts]
     for system in SYSTEMS:
         assert read(written(tmp_path / "records.jsonl", lines, system)) == prompts
@@ -87,7 +87,7 @@ def test_core_spans_count_the_characters_that_were_written(tmp_path: Path) -> No
     text = unicodedata.normalize("NFD", "a café ring")
     core = [{"text": "ring", "start": text.index("ring"), "end": len(text), "kind": "object"}]
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text, "core": core}))
-    (prompt,) = own(tmp_path / "p.jsonl", "pickscore")
+    (prompt,) = own(tmp_path / "p.jsonl", "preference")
     assert prompt.text == text and [span.text for span in prompt.core] == ["ring"]
 
 
@@ -141,7 +141,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_a_letter_gets_it_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = own(written(tmp_path / "p.txt", ["ein Schild 営業中"], "unix"), "pickscore")
+    prompts = own(written(tmp_path / "p.txt", ["ein Schild 営業中"], "unix"), "preference")
     (tmp_path / "records.jsonl").write_text(json.dumps(prompts[0].as_dict()))
     printed = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="latin-1", write_through=True))
@@ -170,7 +170,7 @@ def test_a_json_array_is_read_and_its_items_have_lines(tmp_path: Path) -> None:
 def test_geneval_metadata_trains_as_it_is(tmp_path: Path) -> None:
     line = {"tag": "counting", "include": [{"class": "ring", "count": 4.0}], "prompt": "a photo of four rings"}
     (tmp_path / "p.jsonl").write_text(json.dumps(line))
-    (prompt,) = own(tmp_path / "p.jsonl", "geneval")
+    (prompt,) = own(tmp_path / "p.jsonl", "shapes")
     assert prompt.tag == prompt.metadata["tag"] == "counting"
     count = prompt.metadata["include"][0]["count"]
     assert count == 4 and isinstance(count, int)
@@ -221,7 +221,7 @@ MISFITS = [
 @pytest.mark.parametrize(("change", "words"), MISFITS)
 def test_what_does_not_fit_is_named_with_file_line_and_key(change: dict, words: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps(ring()) + "\n" + json.dumps(ring() | change) + "\n")
-    for reader in (lambda: read_foreign(tmp_path / "p.jsonl"), lambda: own(tmp_path / "p.jsonl", "pickscore")):
+    for reader in (lambda: read_foreign(tmp_path / "p.jsonl"), lambda: own(tmp_path / "p.jsonl", "preference")):
         with pytest.raises(InputError, match=rf"p\.jsonl:2: {words}|p\.jsonl:2: .*{words}") as refused:
             reader()
         assert "\n" not in str(refused.value)
@@ -263,7 +263,7 @@ def test_an_id_of_two_prompts_is_refused_wherever_it_is_read(tmp_path: Path, cap
     with pytest.raises(InputError, match=r"prompts 1 and 2 have the same id 'same'"):
         read(file)
     with pytest.raises(InputError, match=r"prompts 1 and 2 have the same id 'same'"):
-        own(file, "pickscore")
+        own(file, "preference")
     images = tmp_path / "images"
     images.mkdir()
     for name in ("0.png", "1.png"):

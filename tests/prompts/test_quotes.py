@@ -78,8 +78,8 @@ def test_prompts_of_a_file_keep_their_target(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a sign that says abc", "metadata": {"text": "ABC"}}))
 
     def prompts(file: str) -> int:
-        files = f"prompts.files={{ocr: {{train: {tmp_path / file}}}}}"
-        return cli.main(["prompts", "--set", files, "--task", "ocr", "--split", "train", "--out", str(tmp_path / "out.jsonl")])
+        files = f"tasks.letters.prompts={{train: {tmp_path / file}, set: letters}}"
+        return cli.main(["prompts", "--set", files, "--task", "letters", "--split", "train", "--out", str(tmp_path / "out.jsonl")])
 
     assert prompts("p.txt") == 0
     assert "1 of 2 prompts quote several texts" in capsys.readouterr().err
