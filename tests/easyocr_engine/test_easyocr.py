@@ -15,6 +15,7 @@ from scorer_settings import scorers
 
 from star.errors import InputError
 from star.prompts.record import Prompt
+from star.scoring import engines
 from star.scoring.engines import reading_order
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import caption, split
@@ -106,15 +107,14 @@ def test_spoilt_weights_are_bad_input(tmp_path: Path) -> None:
 def test_the_doctor_finds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import easyocr.config
 
-    from star.doctor.weights import _easyocr
-
-    (found,) = _easyocr(scorers(ocr_weights=str(WEIGHTS)))
-    assert found == (True, f"scorers.ocr.engine: easyocr, weights in {WEIGHTS}")
-    ((fine, line),) = _easyocr(scorers(ocr_weights=str(tmp_path)))
-    assert not fine and all(str(tmp_path / name) in line for name in FILES) and "scorers.ocr.weights" in line
+    assert engines.easyocr_found(str(WEIGHTS)) == f"easyocr, weights in {WEIGHTS}"
+    with pytest.raises(InputError, match=r"scorers\.ocr\.weights: ") as refused:
+        engines.easyocr_found(str(tmp_path))
+    assert all(str(tmp_path / name) in str(refused.value) for name in FILES)
     monkeypatch.setattr(easyocr.config, "MODULE_PATH", str(tmp_path / "own"))
-    ((fine, line),) = _easyocr(scorers())
-    assert not fine and str(tmp_path / "own/model" / FILES[0]) in line and "score once with a network" in line
+    with pytest.raises(InputError, match="run `star fetch` with a network") as refused:
+        engines.easyocr_found(None)
+    assert str(tmp_path / "own/model" / FILES[0]) in str(refused.value)
 
 
 def test_without_network_and_weights_it_says_so_and_asks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
