@@ -79,7 +79,9 @@ def test_prompts_of_a_file_keep_their_target(tmp_path: Path, capsys: pytest.Capt
 
     def prompts(file: str) -> int:
         files = f"tasks.letters.prompts={{train: {tmp_path / file}, set: letters}}"
-        return cli.main(["prompts", "--set", files, "--task", "letters", "--split", "train", "--out", str(tmp_path / "out.jsonl")])
+        return cli.main(
+            ["prompts", "--set", files, "--task", "letters", "--split", "train", "--out", str(tmp_path / "out.jsonl")]
+        )
 
     assert prompts("p.txt") == 0
     assert "1 of 2 prompts quote several texts" in capsys.readouterr().err

@@ -250,12 +250,12 @@ def test_score_wants_pictures_or_detections(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "torn.jsonl").write_text('{"a": 1')
     for arguments, says in (
-        (["--task", "geneval"], "--images"),
+        (["--scorer", "geneval"], "--images"),
         (["--scorer", "ocr", "--detections", "x.jsonl"], "--scorer geneval"),
-        (["--task", "geneval", "--detections", "x.jsonl", "--images", "y"], "--images"),
-        (["--task", "geneval", "--detections", "none.jsonl"], "none.jsonl: no such file"),
-        (["--task", "geneval", "--detections", str(tmp_path / "empty.jsonl")], "no detections in it"),
-        (["--task", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "torn.jsonl:1: not JSON"),
+        (["--scorer", "geneval", "--detections", "x.jsonl", "--images", "y"], "--images"),
+        (["--scorer", "geneval", "--detections", "none.jsonl"], "none.jsonl: no such file"),
+        (["--scorer", "geneval", "--detections", str(tmp_path / "empty.jsonl")], "no detections in it"),
+        (["--scorer", "geneval", "--detections", str(tmp_path / "torn.jsonl")], "torn.jsonl:1: not JSON"),
     ):
         assert cli.main(["score", *arguments, "--out", out]) == 2
         assert says in capsys.readouterr().err
