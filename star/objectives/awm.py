@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from star.objectives.advantages import group_advantages
-from star.objectives.door import Terms, Velocities
 from star.objectives.matching import Noised, rollout_points, squared, trained_levels, velocity_distance
+from star.objectives.points import Terms, Velocities
 
 if TYPE_CHECKING:
     from star.config import Awm as Settings

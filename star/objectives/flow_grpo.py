@@ -14,7 +14,7 @@ from star.config import FlowGrpo as Settings
 from star.flow.schedule import log_prob, step_mean
 from star.objectives import trajectory
 from star.objectives.advantages import group_advantages
-from star.objectives.door import Terms, Transition, Velocities
+from star.objectives.points import Terms, Transition, Velocities
 from star.objectives.trajectory import clipped_loss, clipped_loss_by_location
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from star.allocation.spread import spread
 from star.flow.schedule import step_mean
 from star.objectives import trajectory
 from star.objectives.advantages import group_advantages
-from star.objectives.door import Terms, Transition, Velocities
+from star.objectives.points import Terms, Transition, Velocities
 from star.objectives.trajectory import clipped_loss, clipped_loss_by_location
 
 if TYPE_CHECKING:

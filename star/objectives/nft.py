@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from star.objectives.advantages import group_advantages
-from star.objectives.door import Terms, Velocities
 from star.objectives.matching import (
     Noised,
     normaliser,
@@ -26,6 +25,7 @@ from star.objectives.matching import (
     velocity_distance,
     x0_error,
 )
+from star.objectives.points import Terms, Velocities
 
 if TYPE_CHECKING:
     from star.config import Nft as Settings

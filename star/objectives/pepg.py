@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from star.objectives.advantages import centred
-from star.objectives.door import Terms, Velocities
 from star.objectives.matching import (
     Noised,
     normaliser,
@@ -24,6 +23,7 @@ from star.objectives.matching import (
     velocity_distance,
     x0_error,
 )
+from star.objectives.points import Terms, Velocities
 
 if TYPE_CHECKING:
     from star.config import Pepg as Settings

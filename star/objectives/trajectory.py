@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from star.flow.schedule import reference_kl, step_mean
-from star.objectives.door import Terms, Transition, Velocities
+from star.objectives.points import Terms, Transition, Velocities
 
 if TYPE_CHECKING:
     from star.training.epoch import Epoch

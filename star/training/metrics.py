@@ -12,7 +12,7 @@ import torch
 
 from star.allocation.maps import drift, effective_area, entropy, localisation
 from star.errors import Diverged
-from star.objectives.door import Terms
+from star.objectives.points import Terms
 from star.training.processes import Processes
 
 if TYPE_CHECKING:

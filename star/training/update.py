@@ -12,7 +12,7 @@ import torch
 from star.flow.seeding import rng
 from star.models.attention import Recorder
 from star.models.door import Text
-from star.objectives.door import Point, Velocities
+from star.objectives.points import Point, Velocities
 from star.training.learner import Learner
 from star.training.maps import PointMaps
 from star.training.metrics import Meter

@@ -5,8 +5,8 @@ import torch
 
 from star.config import FlowGrpo as Settings
 from star.flow.schedule import make_schedule
-from star.objectives.door import Transition, Velocities
 from star.objectives.flow_grpo import FlowGrpo
+from star.objectives.points import Transition, Velocities
 
 M, C, H, W = 3, 2, 4, 4
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])

@@ -5,8 +5,8 @@ import torch
 
 from star import config as configuration
 from star.flow.schedule import log_prob, make_schedule, step_mean
-from star.objectives.door import Transition, Velocities
 from star.objectives.guard import Guard, log_ratio
+from star.objectives.points import Transition, Velocities
 
 M, C, H, W = 4, 3, 4, 4
 SCHEDULE = make_schedule(torch.linspace(1, 0, 9), noise_level=0.7)

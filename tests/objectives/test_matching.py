@@ -8,10 +8,10 @@ import torch
 
 from star import config as configuration
 from star.objectives.awm import Awm
-from star.objectives.door import Velocities
 from star.objectives.matching import Noised, noised_points, old_policy_decay, strata
 from star.objectives.nft import Nft, optimality
 from star.objectives.pepg import Pepg
+from star.objectives.points import Velocities
 
 M, C, H, W = 3, 2, 4, 4
 BRANCH, CLIP, KL = 0.5, 5.0, 0.1

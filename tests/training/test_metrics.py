@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from star.errors import Diverged
-from star.objectives.door import Terms
+from star.objectives.points import Terms
 from star.training.metrics import Meter
 from star.training.processes import Processes
 
