@@ -95,6 +95,7 @@ class Awm(Section):
     times: Positive | None = Field(6, description=_TIMES)
     skip_first: bool = Field(True, description="never train the first noise level; published for GenEval and OCR")
     advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to +- this")
+    advantage_max: float = Field(1.0, gt=0, description="and then scaled so that the largest is this")
     kl_weight: float = Field(
         1e-3,
         ge=0,

@@ -50,8 +50,9 @@ class Awm:
         self.asks = frozenset({"old", "reference"} if settings.kl_weight > 0 else {"old"})
 
     def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
-        """Group-relative advantages, float64 [B]."""
-        return group_advantages(reward_B, group_B, self.settings.advantage_clip)
+        """Group-relative advantages, scaled so that the largest possible one is `advantage_max`; float64 [B]."""
+        clip = self.settings.advantage_clip
+        return group_advantages(reward_B, group_B, clip) * (self.settings.advantage_max / clip)
 
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
         """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
