@@ -59,4 +59,5 @@ class Policy:
         mesh = init_device_mesh(self.device.type, (processes,))
         trained = set(self.parameters)
         for module in (*self.model.blocks, self.model.transformer):
-            fully_shard(module, mesh=mesh, ignored_params=trained)
+            # Also the outermost: one process reads the adapter between passes, and all must then gather the same again.
+            fully_shard(module, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
