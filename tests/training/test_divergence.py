@@ -119,7 +119,8 @@ def test_the_command_says_it_in_one_line(
     assert main(command) == 1
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("star train: KL to the base is ") and "above training.max_kl = 1e-12 (epoch 2)" in printed
-    assert _epochs(tmp_path) == [1, 2] and [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["epoch0001"]
+    kept = [f.name for f in (tmp_path / "checkpoints").iterdir() if f.is_dir()]
+    assert _epochs(tmp_path) == [1, 2] and kept == ["epoch0001"]
 
 
 def test_in_float16_a_loss_scale_that_is_too_high_is_halved_and_the_step_left_out(random_base: Path) -> None:

@@ -62,8 +62,11 @@ def test_a_row_has_plain_means_over_the_samples_that_count_and_the_extremes_of_t
     assert (row["ratio_min"], row["ratio_max"]) == pytest.approx((ratio.min(), ratio.max()))
     assert row["ratio_max_deviation"] == pytest.approx(abs(ratio - 1).max())
     assert (row["grad_norm"], row["update_norm"]) == (1.0, 0.5)
+    counted = [point.ratio[:count] for point, count in zip(points, counts, strict=True) if count]
+    assert row["ratio_deviation_step0"] == pytest.approx(np.mean([abs(each - 1).mean() for each in counted]))
+    assert row["log_prob_change_step0"] == pytest.approx(np.mean([abs(np.log(each)).mean() for each in counted]), rel=1e-5)
     assert set(row) == {"policy_loss", "kl", "loss", "share", "grad_norm", "update_norm"} | {
-        *("ratio_min", "ratio_max", "ratio_max_deviation")
+        *("ratio_min", "ratio_max", "ratio_max_deviation", "ratio_deviation_step0", "log_prob_change_step0")
     }
 
 

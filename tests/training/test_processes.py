@@ -140,7 +140,8 @@ def test_a_stopped_or_killed_process_ends_all_and_the_run_goes_on(
     assert process.returncode == 0, printed
     for a, b in zip(_metrics(tmp_path), _metrics(alone), strict=True):
         assert a == pytest.approx(b, rel=2e-3, abs=1e-5)
-    assert sorted(f.name for f in (tmp_path / "run/checkpoints").iterdir()) == ["epoch0003"]  # the others were for resuming
+    kept = [f.name for f in (tmp_path / "run/checkpoints").iterdir() if f.is_dir()]
+    assert kept == ["epoch0003"]  # the others were for resuming
 
 
 def test_sigterm_alone_writes_the_last_whole_epoch_and_exits_75(random_base: Path, tmp_path: Path, alone: Path) -> None:
