@@ -7,21 +7,19 @@ is the published one for M = 1. The ratio is 1 there, as in the published single
 Shapes: M micro-batch, C latent channels, H W latent grid.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from star.objectives.advantages import group_advantages
-from star.objectives.matching import Noised, rollout_points, squared, trained_levels, velocity_distance
+from star.objectives.forward import ForwardProcess
+from star.objectives.matching import Noised, squared, velocity_distance
 from star.objectives.points import Terms, Velocities
 
 if TYPE_CHECKING:
     from star.config import Awm as Settings
-    from star.training.epoch import Epoch
     from star.training.learner import Learner
-    from star.training.rollout import Rollouts
 
 _TINY = 1e-10  # of the published `ghuber`
 
@@ -37,31 +35,20 @@ def slope(loss_M: torch.Tensor, t_M: torch.Tensor, weighting: str, power: float)
     return t_M * (loss_M + _TINY) ** (power - 1)
 
 
-class Awm:
+class Awm(ForwardProcess):
     """Flow matching of the rollouts, weighted by their advantage; anchors to the base and to a policy that follows."""
 
-    noisy, sampled_by_old, keeps_old_means = False, False, False
+    sampled_by_old = False
     idle = dict.fromkeys(("loss", "policy_loss", "kl", "old_distance", "matching_loss"), 0.0)
-    ratio_off_one = 0.0
 
     def __init__(self, settings: "Settings") -> None:
-        self.settings = settings
-        self.drops_zero_advantage = settings.drop_equal_groups
-        self.asks = frozenset({"old", "reference"} if settings.kl_weight > 0 else {"old"})
+        super().__init__(settings)
+        self.skip_first = settings.skip_first
 
     def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
         """Group-relative advantages, scaled so that the largest possible one is `advantage_max`; float64 [B]."""
         clip = self.settings.advantage_clip
         return group_advantages(reward_B, group_B, clip) * (self.settings.advantage_max / clip)
-
-    def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
-        """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
-        levels = trained_levels(epoch, self.settings.skip_first)
-        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch.trained))
-
-    def points_a_sample(self, trained: range) -> int:
-        """The setting, or all noise levels of the trained steps."""
-        return self.settings.times or len(trained) - self.settings.skip_first
 
     def terms(self, point: Noised, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The loss of every sample at a noised point, and its distances to the two anchors."""
@@ -74,9 +61,7 @@ class Awm:
             "policy_loss": (1.0, (-advantage_M.double() * ratio_M).float()),
             "old_distance": (self.settings.old_weight, velocity_distance(velocities.new, velocities.old)),
         }
-        if velocities.reference is not None:
-            parts["kl"] = (self.settings.kl_weight, velocity_distance(velocities.new, velocities.reference))
-        return Terms(parts, means={"matching_loss": plain_M})
+        return Terms(parts | self._kl(velocities), means={"matching_loss": plain_M})
 
     def end_epoch(self, learner: "Learner", epoch: int) -> None:
         """Let the anchor follow the policy, as published: it keeps min(old_rate x epoch, old_most) of itself."""

@@ -11,6 +11,7 @@ import torch
 
 from star.allocation.spread import spread
 from star.config import FlowGrpo as Settings
+from star.config import Guard as GuardSettings
 from star.flow.schedule import log_prob, step_mean
 from star.objectives import trajectory
 from star.objectives.advantages import group_advantages
@@ -30,7 +31,7 @@ class FlowGrpo:
     drops_zero_advantage = True
     idle = trajectory.IDLE
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings | GuardSettings) -> None:
         self.settings = settings
         self.by_location = settings.form == "per_location"
         self.clip_range = settings.location_clip_range if self.by_location else settings.clip_range
@@ -54,14 +55,19 @@ class FlowGrpo:
     ) -> Terms:
         """Policy loss and KL of every sample at one transition."""
         mean = step_mean(point.schedule, point.step, point.x, velocities.new)
-        new_MHW, old_MHW = log_prob(point.schedule, point.step, point.x_next, mean), point.old_log_prob
-        if self.by_location:
-            loss_M, ratio = clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, self.clip_range)
-        else:
-            loss_M, ratio = clipped_loss(advantage_M, spread(new_MHW, map_MHW), spread(old_MHW, map_MHW), self.clip_range)
+        loss_M, ratio = self._policy_loss(point, mean, advantage_M, map_MHW)
         terms = trajectory.terms(point, mean, velocities, loss_M=loss_M, ratio=ratio, kl=self.settings.kl_weight)
         terms.means["clip_fraction"] = trajectory.clipped_share(ratio, self.clip_range)
         return terms
+
+    def _policy_loss(
+        self, point: Transition, mean_MCHW: torch.Tensor, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clipped loss a sample, [M], and the ratios, [M] or [M, H, W]."""
+        new_MHW, old_MHW = log_prob(point.schedule, point.step, point.x_next, mean_MCHW), point.old_log_prob
+        if self.by_location:
+            return clipped_loss_by_location(advantage_M, new_MHW, old_MHW, map_MHW, self.clip_range)
+        return clipped_loss(advantage_M, spread(new_MHW, map_MHW), spread(old_MHW, map_MHW), self.clip_range)
 
     def end_epoch(self, learner: "Learner", epoch: int) -> None:
         """Nothing: the rollouts of the next epoch are those of the policy as it is."""

@@ -65,11 +65,6 @@ def strata(levels: int, times: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def trained_levels(epoch: "Epoch", skip_first: bool = False) -> torch.Tensor:
-    """The noise levels that may be trained, float32: the sampler's own in the epoch's trained range."""
-    return epoch.schedule.sigma[epoch.trained.start + skip_first : epoch.trained.stop]
-
-
 def rollout_points(
     epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray, *, levels: torch.Tensor, times: int
 ) -> Iterator[Noised]:

@@ -8,30 +8,13 @@ have the gradient -(2 t / (N w)) A M(p) e(p) for the velocity at p, where e is t
 Shapes: M micro-batch, C latent channels, H W latent grid.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from star.objectives.advantages import group_advantages
-from star.objectives.matching import (
-    Noised,
-    normaliser,
-    old_policy_decay,
-    rollout_points,
-    squared,
-    trained_levels,
-    velocity_distance,
-    x0_error,
-)
+from star.objectives.forward import ForwardProcess
+from star.objectives.matching import Noised, normaliser, squared, velocity_distance, x0_error
 from star.objectives.points import Terms, Velocities
-
-if TYPE_CHECKING:
-    from star.config import Nft as Settings
-    from star.training.epoch import Epoch
-    from star.training.learner import Learner
-    from star.training.rollout import Rollouts
 
 
 def optimality(advantage: torch.Tensor, clip: float) -> torch.Tensor:
@@ -45,39 +28,21 @@ def branch_errors(point: Noised, velocities: Velocities, strength: float) -> tup
     return x0_error(point, strength * new + (1 - strength) * old), x0_error(point, (1 + strength) * old - strength * new)
 
 
-class Nft:
+class Nft(ForwardProcess):
     """Negative-aware fine-tuning of the policy against its old self, which samples."""
 
-    noisy, sampled_by_old, keeps_old_means = False, True, False
     idle = dict.fromkeys(("loss", "policy_loss", "kl", "old_distance", "x0_error", "clip_fraction"), 0.0)
-    ratio_off_one = 0.0
-
-    def __init__(self, settings: "Settings") -> None:
-        self.settings = settings
-        self.drops_zero_advantage = settings.drop_equal_groups
-        self.asks = frozenset({"old", "reference"} if settings.kl_weight > 0 else {"old"})
 
     def advantages(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
         """Group-relative advantages, float64 [B]."""
         return group_advantages(reward_B, group_B, self.settings.advantage_clip)
-
-    def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
-        """Noised rollouts at `points_a_sample` of the sampler's own noise levels."""
-        levels = trained_levels(epoch)
-        return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch.trained))
-
-    def points_a_sample(self, trained: range) -> int:
-        """The setting, or all noise levels of the trained steps."""
-        return self.settings.times or len(trained)
 
     def terms(self, point: Noised, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The loss of every sample at a noised point, and its distance to the base's velocity."""
         plus, minus = branch_errors(point, velocities, self.settings.branch_strength)
         by_location = self.settings.form == "per_location"
         loss_M = (self._tilted if by_location else self._weighted)(plus, minus, advantage_M.double(), map_MHW)
-        parts = {"policy_loss": (1.0, loss_M.float())}
-        if velocities.reference is not None:
-            parts["kl"] = (self.settings.kl_weight, velocity_distance(velocities.new, velocities.reference))
+        parts = {"policy_loss": (1.0, loss_M.float())} | self._kl(velocities)
         with torch.no_grad():
             tilt = advantage_M[:, None, None] * (map_MHW if by_location and map_MHW is not None else 1.0)
             means = {
@@ -106,7 +71,3 @@ class Nft:
         pushed_MHW = (1 - r_MHW) * (minus**2).mean(1) / normaliser(minus)[:, None, None]
         loss_M = (pulled_MHW + pushed_MHW).mean((1, 2))
         return loss_M * (self.settings.advantage_clip / self.settings.branch_strength)
-
-    def end_epoch(self, learner: "Learner", epoch: int) -> None:
-        """Move the old policy towards the policy."""
-        learner.move_old(old_policy_decay(self.settings.old_policy, epoch))
