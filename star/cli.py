@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     run_of(s)
     s.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
     s.add_argument("--out", type=Path)
-    s.add_argument("--start-over", action="store_true", help="drop checkpoints of other settings instead of refusing them")
+    s.add_argument("--start-over", action="store_true", help="set checkpoints of other settings aside instead of refusing them")
     s.add_argument("--plan", action="store_true", help="print batch numbers and a memory estimate, train nothing")
 
     s = stage("sample", _sample, "sample images of a checkpoint in GenEval's layout")

@@ -30,7 +30,13 @@ DOORS = (
     Door(
         "world",
         # the configuration declares which sets a world has, and what became of its earlier tasks
-        rooms=("star/worlds", "star/pretraining", "star/config/sections.py", "star/config/migrate.py"),
+        rooms=(
+            "star/worlds",
+            "star/pretraining",
+            "star/config/sections.py",
+            "star/config/scorers.py",
+            "star/config/migrate.py",
+        ),
         modules=("star.worlds.miniature", "star.worlds.coco"),
         strings=("miniature", "coco"),
     ),

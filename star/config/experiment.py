@@ -14,8 +14,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from star.config import document as documents
 from star.config.document import OVERRIDABLE, Document, Layer
+from star.config.fields import Place, Section
 from star.config.migrate import find_old, new_task_name
 from star.config.objectives import OBJECTIVES, FlowGrpo, Objective
+from star.config.scorers import Scorer, Scorers
 from star.config.sections import (
     SETS,
     Allocation,
@@ -24,15 +26,11 @@ from star.config.sections import (
     Evaluation,
     MethodSettings,
     Optimizer,
-    Place,
     PolicySettings,
     PromptFiles,
     Prompts,
     Reward,
     Rollout,
-    Scorer,
-    Scorers,
-    Section,
     TaskSettings,
     Tracking,
     Training,

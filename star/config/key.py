@@ -3,7 +3,7 @@
 A key is the first 12 hex digits of the SHA-256 of a JSON text. What goes into it: the fields that change numbers, the content
 of weights, prompt files and reward functions, and the version of the stage's code. What stays out:
 
-- fields marked `SPEED_ONLY` in star/config/sections.py, and the sections `compute`, `checkpoints` and `tracking`;
+- fields marked `SPEED_ONLY` (star/config/fields.py), and the sections `compute`, `checkpoints` and `tracking`;
 - fields that have their default, so that a new field orphans nothing;
 - settings of scorers that the reward does not use;
 - how long a training goes on (`training.epochs`, `training.max_kl`, `training.stop_without_...`).

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from star.config.sections import Fraction, Positive, Section
+from star.config.fields import Fraction, Positive, Section
 
 Form = Literal["weighted", "per_location"]
 OldPolicy = Literal["none", "ramp", "late_ramp"]

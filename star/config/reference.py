@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from star.config.experiment import EXTENDS, Config, json_schema
+from star.config.fields import Section
 from star.config.objectives import OBJECTIVES
-from star.config.sections import Judge, MethodSettings, PromptFiles, Section, Service, TaskSettings
+from star.config.scorers import Judge, Service
+from star.config.sections import MethodSettings, PromptFiles, TaskSettings
 from star.files import write_text
 
 BEGIN, END = "<!-- keys: written by `make schema` -->", "<!-- end of keys -->"

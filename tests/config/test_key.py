@@ -8,8 +8,8 @@ from pydantic import Field
 
 from star.config import Config, RunSettings, load, run_settings
 from star.config import key as keys
+from star.config.fields import Section
 from star.config.key import counted, maps_key, prompts_key, sampling_key, scoring_key, training_key, weights_digest
-from star.config.sections import Section
 from star.errors import InputError
 from star.hub import lock
 
