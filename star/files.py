@@ -1,9 +1,10 @@
-"""Whole-file writes and JSON lines: the one copy of both.
+"""Whole-file writes, JSON lines and digests of files: the one copy of each.
 
 A file appears whole or not at all: it is written beside its place, under a name with this process's id, and renamed. Text is
 UTF-8, whatever the machine's locale.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -67,3 +68,9 @@ def read_jsonl(path: Path) -> list[dict]:
             raise InputError(f"{path}:{number}: not a JSON object; delete the file and rerun its rule")
         rows.append(row)
     return rows
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

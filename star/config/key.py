@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from star.config.experiment import Config, RunSettings
 from star.config.sections import SETS, PolicySettings
 from star.errors import InputError
+from star.files import sha256
 from star.hub import check, lock
 
 # sampling 2: adapters at full strength
@@ -162,5 +163,4 @@ def _content(file: Path) -> str:
 @functools.cache
 def _hashed(file: Path, size: int, mtime_ns: int) -> str:
     """Gigabytes are read once, as long as size and time stay what they were."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256(file)

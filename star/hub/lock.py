@@ -10,7 +10,6 @@ three is another.
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from huggingface_hub.utils.sha import git_hash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from star.errors import InputError
+from star.files import sha256 as digest
 from star.hub.check import TIMEOUT, Source, attempt, is_commit, is_repository, refusal
 
 FILE = Path("config/weights.lock.json")  # of the folder that `star` runs in, as `resources` and `results` are
@@ -254,8 +254,7 @@ def _hashed(folder: Path, path: str, checked: dict[str, list]) -> list:
     stamp, known = _stamp(folder / path), checked.get(path, [])
     if known[:-1] == stamp:
         return known
-    with (folder / path).open("rb") as file:
-        return [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+    return [*stamp, digest(folder / path)]
 
 
 def _checked(folder: Path) -> dict[str, list]:

@@ -1,6 +1,5 @@
 """Stage: sampling. Images of a checkpoint on a prompt file, in GenEval's official layout, by the Euler ODE."""
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from star.allocation.columns import cut_prompts
 from star.config import Config
 from star.config.key import digest, sampling_key
 from star.errors import InputError
-from star.files import write_text
+from star.files import sha256, write_text
 from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
@@ -49,10 +48,6 @@ def draw(model: FlowModel, text: Text, *, schedule: Schedule, names: list[tuple[
     """Pictures uint8 [height, width, 3] of encoded prompts by the ODE; (prompt id, picture) and `seed` name the noise."""
     starts = torch.stack([noise((1, *model.geometry.latents), "test", seed, *name) for name in names])
     return model.decode(denoise(model, starts, text=text, schedule=schedule).latents_BSCHW[:, -1])
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _remove_pictures(out: Path) -> None:
@@ -94,7 +89,7 @@ def sample(
     if cut := cut_prompts(model.tokenizers(), records):
         print(cut, file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [_sha256(prompts), None if adapter is None else _sha256(adapter / ADAPTER_FILE), images, seed]
+    drawn = [sha256(prompts), None if adapter is None else sha256(adapter / ADAPTER_FILE), images, seed]
     made_by = f"{checkpoint} {digest([sampling_key(config), str(pick_precision(config.policy)), *drawn])}"
     source = out / "made_by.txt"
     if source.exists() and source.read_text(encoding="utf-8") != made_by:

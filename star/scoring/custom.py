@@ -4,7 +4,6 @@
 better. The module lies in the folder where `star` or `snakemake` is started, or is installed.
 """
 
-import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ import numpy as np
 from star.config import Scorers
 from star.config.key import function_file
 from star.errors import InputError
+from star.files import sha256
 from star.prompts.record import Prompt
 from star.scoring.score import Score
 
@@ -29,7 +29,7 @@ class CustomScorer:
         self._function: Callable | None = getattr(importlib.import_module(module), function, None)
         if not callable(self._function):
             raise InputError(f"reward.{name}: {file} has no function `{function}`")
-        self.fingerprint = f"{name}@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+        self.fingerprint = f"{name}@{sha256(file)[:12]}"
 
     @staticmethod
     def can_score(record: Prompt) -> bool:

@@ -4,7 +4,6 @@ Not run by the project's tests: mmcv's compiled operators exist for no current t
 results; the calls follow mmdet 3.3's documentation.
 """
 
-import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from star.config import Scorers
 from star.errors import InputError
+from star.files import sha256
 from star.scoring.detection import RENAMED, Detection
 
 _CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
@@ -36,7 +36,7 @@ def checkpoint_digest(checkpoint: Path) -> str:
             f"scorers.geneval.model: {checkpoint} is no file; for `detector: mmdet` give the .pth file that GenEval's "
             f"evaluation/download_models.sh fetches"
         )
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    digest = sha256(checkpoint)
     if not digest.startswith(_CHECKPOINT):
         raise InputError(f"scorers.geneval.model: {checkpoint} is not GenEval's checkpoint (SHA-256 {_CHECKPOINT}...)")
     return digest

@@ -4,7 +4,6 @@ A line's `metadata` and `details` are JSON strings, `details` maps a class to bo
 string too, maps a class to the colours of those boxes in their order. GenEval's own evaluator stores no colours.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -41,7 +40,7 @@ def rescore(file: Path, out: Path) -> dict:
     origins = {row.get("scorer") if isinstance(row, dict) else None for _, row in rows}
     if len(origins) > 1:
         raise InputError(f"{file}: lines of different scorers ({', '.join(sorted(map(repr, origins)))}); give one file each")
-    origin = origins.pop() or f"@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    origin = origins.pop() or f"@{files.sha256(file)[:12]}"
     scorer = f"geneval detections ({origin}) numpy-{np.__version__} {rules.RULES}"
     lines = [_judged(row, where, scorer) for where, row in rows]
     _check_classes(rows, lines)

@@ -4,7 +4,6 @@ Every random number is derived from (seed, epoch, prompt, rollout), so the state
 epoch, and no generator. A checkpoint appears whole or not at all: it is written beside its place and renamed.
 """
 
-import hashlib
 import itertools
 import json
 import re
@@ -18,15 +17,11 @@ from safetensors.torch import load_file, save_file
 from star.config import RunSettings
 from star.config.key import training_key
 from star.errors import InputError
-from star.files import write_json
+from star.files import sha256, write_json
 from star.layout import ADAPTER_FILE, Run, epoch_of
 from star.models import adapter
 from star.runtime import pick_precision
 from star.training.learner import Captured, Learner
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _sort_header(file: Path) -> None:
@@ -54,7 +49,7 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, key: st
     model = learner.policy.model
     model.save_lora(draft / "adapter", *adapter.at_full_strength(captured.averaged, adapter.metadata(model.transformer)))
     _sort_header(draft / "adapter" / ADAPTER_FILE)
-    files = {f.name: _sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: _sha256(draft / "adapter" / ADAPTER_FILE)}
+    files = {f.name: sha256(f) for f in sorted(state.iterdir())} | {ADAPTER_FILE: sha256(draft / "adapter" / ADAPTER_FILE)}
     progress = {
         "epoch": epoch,
         "optimizer_steps": captured.optimizer_steps,
@@ -90,7 +85,7 @@ def _intact(folder: Path) -> dict | None:
         files = [(folder / ("adapter" if n == ADAPTER_FILE else "state") / n, d) for n, d in progress["sha256"].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return progress if all(part.exists() and _sha256(part) == digest for part, digest in files) else None
+    return progress if all(part.exists() and sha256(part) == digest for part, digest in files) else None
 
 
 def key_of(settings: RunSettings) -> str:

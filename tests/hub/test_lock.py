@@ -1,5 +1,6 @@
 """The lock of weights, against a hub on loopback: what it holds, what it refuses, and what wins over it."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -187,8 +188,8 @@ def test_a_file_is_hashed_again_only_when_it_was_touched(
     config: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fetch(config)
-    hashed, digest = [], lock.hashlib.file_digest
-    monkeypatch.setattr(lock.hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
     lock.check(CLIP, COMMIT)
     assert hashed == []
     weights = _snapshot(hub_cache, "some/clip") / "model.safetensors"
