@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +163,69 @@ def encode_captions(
     return torch.cat([clip, t5], 1), torch.cat([o[0] for o in outputs], -1)
 
 
+def _optimizers(named: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
+    hidden = [p for n, p in named.items() if p.ndim == 2 and "transformer_blocks" in n]
+    chosen = {id(p) for p in hidden}
+    others = [p for p in named.values() if id(p) not in chosen]
+    return [
+        ZeroRedundancyOptimizer(  # every process orthogonalises its share of the matrices
+            hidden, torch.optim.Muon, lr=recipe.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _token_ids(pipe: StableDiffusion3Pipeline, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of the captions for CLIP and for T5, [B, L] each."""
+    length = {"padding": "max_length", "max_length": base.TEXT_LENGTH, "truncation": True, "return_tensors": "pt"}
+    return pipe.tokenizer(texts, **length).input_ids, pipe.tokenizer_3(texts, **length).input_ids
+
+
+@dataclass
+class _Flow:
+    """What the training of the transformer changes, and keeps in a folder to go on from."""
+
+    modules: nn.ModuleDict
+    optimizers: list[torch.optim.Optimizer]
+    average: dict[str, torch.Tensor]
+    step: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def load(self, state: Path) -> None:
+        """Become what the folder holds."""
+        progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+        self.step, self.losses, self.seconds = progress["step"], progress["losses"], progress["seconds"]
+        self.modules.load_state_dict(load_file(state / "weights.safetensors"), strict=False)  # buffers are constants
+        self.average = load_file(state / "average.safetensors")
+        for i, optimizer in enumerate(self.optimizers):
+            set_optimizer_tensors(optimizer, load_file(state / f"optimizer{i}.safetensors"))
+
+    def save(self, state: Path) -> None:
+        """Write the folder, whole or not at all."""
+        draft = state.with_name(f".{state.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file({n: p.detach().clone() for n, p in self.modules.named_parameters()}, draft / "weights.safetensors")
+        save_file(self.average, draft / "average.safetensors")
+        for i, optimizer in enumerate(self.optimizers):
+            save_file(optimizer_tensors(optimizer), draft / f"optimizer{i}.safetensors")
+        progress = {"step": self.step, "losses": self.losses, "seconds": self.seconds}
+        (draft / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+        shutil.rmtree(state, ignore_errors=True)
+        draft.rename(state)
+
+
+def _average_over_processes(parameters: list[nn.Parameter], loss: torch.Tensor, processes: int) -> float:
+    """Replace every gradient by its mean over the processes; returns that of the loss."""
+    shared = torch.cat([p.grad.flatten() for p in parameters] + [loss.detach().view(1)]) / processes
+    distributed.all_reduce(shared)
+    for p, grad in zip(parameters, shared[:-1].split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(grad.view_as(p))
+    return shared[-1].item()
+
+
 def train_transformer(
     pipe: StableDiffusion3Pipeline, latents: torch.Tensor, texts: list[str], recipe: Recipe, state: Path, rank: int
 ) -> None:
@@ -171,117 +234,82 @@ def train_transformer(
     Every process draws the whole batch and takes its rows; gradients are averaged, so the number of processes changes
     rounding only.
     """
+    # What is trained, as it was when the run stopped.
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
     for block in pipe.transformer.transformer_blocks:
         block.attn.set_processor(joint_attention)  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
     named = dict(modules.named_parameters())
-    hidden = [p for n, p in named.items() if p.ndim == 2 and "transformer_blocks" in n]
-    chosen = {id(p) for p in hidden}
-    optimizers = [
-        ZeroRedundancyOptimizer(  # every process orthogonalises its share of the matrices
-            hidden, torch.optim.Muon, lr=recipe.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(
-            [p for p in named.values() if id(p) not in chosen], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
-        ),
-    ]
-    average = {n: p.detach().clone() for n, p in named.items()}
-
-    def ids(tokenizer: object, texts: list[str]) -> torch.Tensor:
-        return tokenizer(
-            texts, padding="max_length", max_length=base.TEXT_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
-
-    late_texts = noisy(texts, recipe)
-    early = ids(pipe.tokenizer, texts), ids(pipe.tokenizer_3, texts)
-    late = ids(pipe.tokenizer, late_texts), ids(pipe.tokenizer_3, late_texts)
-    late_from = math.ceil((1 - recipe.noisy_share) * recipe.steps)
-    clip_none, t5_none = ids(pipe.tokenizer, [""]), ids(pipe.tokenizer_3, [""])
-    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
-
-    start, losses, seconds = 0, [], 0.0
+    parameters = list(named.values())
+    flow = _Flow(modules, _optimizers(named, recipe), average={n: p.detach().clone() for n, p in named.items()})
     if (state / "progress.json").exists():
-        progress = json.loads((state / "progress.json").read_text())
-        start, losses, seconds = progress["step"], progress["losses"], progress["seconds"]
-        modules.load_state_dict(load_file(state / "weights.safetensors"), strict=False)  # buffers are constants
-        average = load_file(state / "average.safetensors")
-        for i, optimizer in enumerate(optimizers):
-            set_optimizer_tensors(optimizer, load_file(state / f"optimizer{i}.safetensors"))
-
-    def save(step: int) -> None:
-        draft = state.with_name(f".{state.name}.tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file({n: p.detach().clone() for n, p in named.items()}, draft / "weights.safetensors")
-        save_file(average, draft / "average.safetensors")
-        for i, optimizer in enumerate(optimizers):
-            save_file(optimizer_tensors(optimizer), draft / f"optimizer{i}.safetensors")
-        (draft / "progress.json").write_text(json.dumps({"step": step, "losses": losses, "seconds": seconds}))
-        shutil.rmtree(state, ignore_errors=True)
-        draft.rename(state)
-
+        flow.load(state)
     denoise = torch.compile(pipe.transformer) if recipe.compile else pipe.transformer
 
-    def velocity(x_BCHW: torch.Tensor, sigma_B: torch.Tensor, clip_BL: torch.Tensor, t5_BL: torch.Tensor) -> torch.Tensor:
-        columns, pooled = encode_captions(pipe, clip_BL, t5_BL)
-        return denoise(
-            hidden_states=x_BCHW,
-            encoder_hidden_states=columns,
-            pooled_projections=pooled,
-            timestep=1000 * sigma_B,
-            return_dict=False,
-        )[0]
+    # What it is trained on.
+    early, late, none = (_token_ids(pipe, captions) for captions in (texts, noisy(texts, recipe), [""]))
+    late_from = math.ceil((1 - recipe.noisy_share) * recipe.steps)
+    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor
 
     mine = slice(rank, None, recipe.processes)
-    bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc="flow matching", mininterval=15, disable=rank > 0
-    )
+    steps = range(flow.step, recipe.steps)
+    bar = tqdm(steps, initial=flow.step, total=recipe.steps, desc="flow matching", mininterval=15, disable=rank > 0)
     window, parent = [], os.getppid()
     for step in bar:
         if os.getppid() != parent:
             raise SystemExit("the process that started this training is gone")
         began = time.perf_counter()
+
+        # This process's rows of the batch, noised.
         generator = torch.Generator().manual_seed((recipe.seed + 1) * 1_000_003 + step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         dropped = torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout
-        clip_ids, t5_ids = early if step < late_from else late
-        clip_BL = torch.where(dropped, clip_none, clip_ids[rows])[mine]
-        t5_BL = torch.where(dropped, t5_none, t5_ids[rows])[mine]
+        chosen = early if step < late_from else late
+        clip_BL, t5_BL = (torch.where(dropped, empty, ids[rows])[mine] for empty, ids in zip(none, chosen, strict=True))
         x0_BCHW = (latents[rows].float() - shift) * scale
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=generator)
         sigma_B = (recipe.sigma_mean + recipe.sigma_std * torch.randn(recipe.batch, generator=generator)).sigmoid()
         x0_BCHW, noise_BCHW, sigma_B = x0_BCHW[mine], noise_BCHW[mine], sigma_B[mine]
-        target_BCHW = noise_BCHW - x0_BCHW
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, sigma_B[:, None, None, None])
+
+        # Gradients of the flow-matching loss.
         with _bfloat16():
-            v_BCHW = velocity(x_BCHW, sigma_B, clip_BL, t5_BL)
-        loss = F.mse_loss(v_BCHW.float(), target_BCHW)
-        for optimizer in optimizers:
+            columns, pooled = encode_captions(pipe, clip_BL, t5_BL)
+            v_BCHW = denoise(
+                hidden_states=x_BCHW,
+                encoder_hidden_states=columns,
+                pooled_projections=pooled,
+                timestep=1000 * sigma_B,
+                return_dict=False,
+            )[0]
+        loss = F.mse_loss(v_BCHW.float(), noise_BCHW - x0_BCHW)
+        for optimizer in flow.optimizers:
             optimizer.zero_grad()
         loss.backward()
-        shared = torch.cat([p.grad.flatten() for p in named.values()] + [loss.detach().view(1)]) / recipe.processes
-        distributed.all_reduce(shared)
-        for p, grad in zip(named.values(), shared[:-1].split([p.numel() for p in named.values()]), strict=True):
-            p.grad.copy_(grad.view_as(p))
-        nn.utils.clip_grad_norm_(named.values(), 1.0)
+        window.append(_average_over_processes(parameters, loss, recipe.processes))
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+
+        # A step of the weights and of their average.
         factor = _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
-        for optimizer, rate in zip(optimizers, (recipe.muon_lr, recipe.lr), strict=True):
+        for optimizer, rate in zip(flow.optimizers, (recipe.muon_lr, recipe.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), [named[n] for n in average], 1 - decay)
-        window.append(shared[-1].item())
-        seconds += time.perf_counter() - began
-        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
-            losses.append([step + 1, float(np.mean(window[-100:]))])
+            torch._foreach_lerp_(list(flow.average.values()), [named[n] for n in flow.average], 1 - decay)
+
+        # What is said and kept of it.
+        flow.step = step + 1
+        flow.seconds += time.perf_counter() - began
+        ended = flow.step == recipe.steps
+        if flow.step % 100 == 0 or ended:
+            flow.losses.append([flow.step, float(np.mean(window[-100:]))])
             window = window[-100:]
-            bar.set_postfix(loss=losses[-1][1], refresh=False)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            optimizers[0].consolidate_state_dict()
+            bar.set_postfix(loss=flow.losses[-1][1], refresh=False)
+        if flow.step % recipe.save_every == 0 or ended:
+            flow.optimizers[0].consolidate_state_dict()
             if rank == 0:
-                save(step + 1)
+                flow.save(state)
 
 
 def _flow_process(rank: int, recipe: Recipe, work: Path, texts: list[str]) -> None:
