@@ -1,6 +1,6 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only (PORT=5000)
-# make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked
+# make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked; none are collected at full strength yet
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`

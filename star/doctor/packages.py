@@ -48,7 +48,7 @@ def _requirements(extra: str) -> list[Requirement]:
     try:
         lines = metadata.requires("star-rl") or []
     except metadata.PackageNotFoundError:
-        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"].items()
         lines = [*project["dependencies"], *(f'{line}; extra == "{name}"' for name, found in extras for line in found)]
     found = [Requirement(line) for line in lines]

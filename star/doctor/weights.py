@@ -67,7 +67,7 @@ def _components(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _weight_files(folder: Path, name: str) -> list[str]:
     index = folder / f"{name}.index.json"
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [name]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.is_file() else [name]
 
 
 def _absent(folder: Path, *sets: tuple[str, ...]) -> list[str]:

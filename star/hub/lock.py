@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from star.errors import InputError
 from star.files import sha256 as digest
+from star.files import write_text
 from star.hub.check import TIMEOUT, Source, attempt, is_commit, is_repository, refusal
 
 FILE = Path("config/weights.lock.json")  # of the folder that `star` runs in, as `resources` and `results` are
@@ -138,13 +139,7 @@ def merge(more: Lock) -> None:
             files[name] = dict(sorted((locked | found).items()))
         merged = Lock(commits=dict(sorted(commits.items())), files=dict(sorted(files.items())))
         if merged != held:
-            _write(FILE, merged.model_dump_json(indent=1) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+            write_text(FILE, merged.model_dump_json(indent=1) + "\n")
 
 
 def patterns(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -271,4 +266,4 @@ def _remember(folder: Path, hashed: dict[str, list]) -> None:
     """Keep hashes for later runs; what another `star fetch` writes meanwhile may be lost and is then hashed again."""
     whole = _all_checked(folder)
     whole[folder.name] = whole.get(folder.name, {}) | hashed
-    _write(folder.parents[1] / CHECKED, json.dumps(whole, indent=1))
+    write_text(folder.parents[1] / CHECKED, json.dumps(whole, indent=1))

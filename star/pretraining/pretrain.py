@@ -337,7 +337,7 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
     pictures, texts = corpus(recipe)
     if (work / "vae" / "config.json").exists():
         pipe.vae = type(pipe.vae).from_pretrained(work / "vae")
-        report = json.loads((work / "vae" / "report.json").read_text())
+        report = json.loads((work / "vae" / "report.json").read_text(encoding="utf-8"))
     else:
         began = time.perf_counter()
         report = {"autoencoder_mse": train_autoencoder(pipe.vae, pictures, recipe)}
@@ -352,7 +352,7 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
     multiprocessing.spawn(_flow_process, (recipe, work, texts), nprocs=recipe.processes)
     for name, tensors in _by_module(load_file(work / "flow" / "average.safetensors")).items():
         getattr(pipe, name).load_state_dict(tensors, strict=False)
-    progress = json.loads((work / "flow" / "progress.json").read_text())
+    progress = json.loads((work / "flow" / "progress.json").read_text(encoding="utf-8"))
     pipe.vae.register_to_config(_name_or_path="")  # else the folder of this machine is saved
     pipe.save_pretrained(out)
     report |= {"losses": progress["losses"], "hours": progress["seconds"] / 3600}

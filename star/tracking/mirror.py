@@ -316,7 +316,7 @@ def _test_values(run: Path, task: str, scorer: str) -> Values:
                 values[f"test/{task}/{tag}", step] = float(mean)
         summary = path.with_suffix(".summary.json")
         if summary.is_file():
-            for key, value in json.loads(summary.read_text()).items():
+            for key, value in json.loads(summary.read_text(encoding="utf-8")).items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     values[f"test/{key}", step] = float(value)
     for path in sorted((run / "guards").glob("epoch*.json")):
@@ -339,10 +339,9 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, str]:
 
 def _precision(run: Run) -> dict[str, str]:
     """What `policy.precision` came to in a training, as a tag; nothing for `base`."""
-    file = run.environment
-    known = (
-        json.loads(file.read_text(encoding="utf-8")).get("precision") if file.exists() else None
-    )  # older versions did not write it
+    if not run.environment.exists():
+        return {}
+    known = json.loads(run.environment.read_text(encoding="utf-8")).get("precision")  # older versions did not write it
     return {"precision": known.removeprefix("torch.")} if known else {}
 
 

@@ -166,7 +166,7 @@ def resume(checkpoint: Path | None, learner: Learner) -> int:
     if checkpoint is None:
         return 0
     state = checkpoint / "state"
-    progress = json.loads((state / "progress.json").read_text())
+    progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     old = state / "old.safetensors"
     learner.restore(
         Captured(

@@ -6,7 +6,6 @@ file; `validation` (ours) is carved from the published train file by a fixed see
 
 import hashlib
 import io
-import os
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from star.errors import InputError
+from star.files import write_bytes
 
 BASE = "https://raw.githubusercontent.com/yifan123/flow_grpo/879042cf5707f8b90daa98d147d7deac2317c5da/"
 CACHE = Path("resources/prompts")
@@ -92,10 +92,7 @@ class PublishedFile:
             raise InputError(f"{url}: not cached and cannot be fetched ({why}); {remedies}") from None
         _verified(data, self.name, url, f"nothing was kept; {remedies}")
         path = CACHE / self.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        write_bytes(path, data)
         print(f"fetched {url} into {path}")
         return path
 
