@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from star.training.rollout import Rollouts
 
 
+def recorder_of(allocation: "Allocation", epoch: "Epoch", prompt_B: np.ndarray) -> Recorder | None:
+    """What a pass over samples of the epoch's prompts `prompt_B` is asked to record; None for the scalar objective."""
+    if epoch.columns is None:
+        return None
+    heads = None if allocation.heads is None else tuple(allocation.heads)
+    return Recorder(epoch.columns[torch.from_numpy(prompt_B)], tuple(allocation.blocks), heads)
+
+
 def make_maps(allocation: "Allocation", rollouts: "Rollouts", epoch: "Epoch") -> torch.Tensor | None:
     """The maps of the held rollouts and trained steps [R, T, H, W]; None for the scalar objective and for clean rollouts."""
     if allocation.source == "none" or rollouts.raw_RTOhw is None:
@@ -50,11 +58,7 @@ class PointMaps:
 
     def recorder(self, rows_M: np.ndarray) -> Recorder | None:
         """What the old policy's pass is asked to record for some rollouts of the epoch."""
-        if self.allocation.source == "none" or not self.allocation.blocks:
-            return None
-        heads = None if self.allocation.heads is None else tuple(self.allocation.heads)
-        columns = self.epoch.columns[torch.from_numpy(self.rollouts.prompt_B[rows_M])]
-        return Recorder(columns, tuple(self.allocation.blocks), heads)
+        return recorder_of(self.allocation, self.epoch, self.rollouts.prompt_B[rows_M])
 
     def at(self, index: int, rows_M: np.ndarray, recorder: Recorder | None) -> torch.Tensor | None:
         """The maps [M, H, W] at the samples' point number `index`; None for the scalar objective."""

@@ -18,7 +18,7 @@ from star.errors import Diverged
 from star.flow.sampler import Trajectory, denoise
 from star.flow.seeding import noise
 from star.flow.solver import solve
-from star.models.attention import Recorder
+from star.training.maps import recorder_of
 
 if TYPE_CHECKING:
     from star.prompts.record import Prompt
@@ -112,7 +112,7 @@ def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Trajectory:
     """Some rollouts of the epoch, with the noise that (seed, epoch, prompt, rollout) name."""
-    rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
+    rollout, model = session.settings.rollout, session.learner.policy.model
     shape = (rollout.steps + 1 if session.objective.noisy else 1, *model.geometry.latents)
     prompt_B = rows // rollout.group_size
     noises = []
@@ -128,16 +128,12 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray) -> Traje
             model, torch.cat([one[:1] for one in noises]), text=epoch.text[place_B], sigmas=sigmas, solver=rollout.solver
         )
         return Trajectory(x0_BCHW[:, None], log_prob_BTHW=None, raw_BTOhw=None)
-    recorder = None
-    if epoch.columns is not None:
-        heads = None if allocation.heads is None else tuple(allocation.heads)
-        recorder = Recorder(epoch.columns[place_B], tuple(allocation.blocks), heads)
     trajectory = denoise(
         model,
         torch.stack(noises),
         text=epoch.text[place_B],
         schedule=epoch.schedule,
-        recorder=recorder,
+        recorder=recorder_of(session.settings.allocation, epoch, prompt_B),
         twin_B=prompt_B if rollout.same_start else None,
     )
     return trajectory if session.objective.keeps_old_means else replace(trajectory, mean_BTCHW=None)
