@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -67,7 +66,7 @@ def set_weights(transformer: nn.Module, tensors: dict[str, torch.Tensor]) -> Non
 
 def metadata(transformer: nn.Module) -> dict:
     """The adapter's configuration as diffusers writes it into the file's header."""
-    described = _collate_lora_metadata({"transformer": transformer})["transformer_lora_adapter_metadata"]
+    described = transformer.peft_config[_NAME].to_dict()
     return described | {"target_modules": sorted(described["target_modules"])}  # a set, whose order no two processes share
 
 
