@@ -129,6 +129,11 @@ class Training(Section):
 
     epochs: Positive = Field(description="rollouts followed by updates; more of them continue a shorter run")
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
+    equal_updates: bool = Field(
+        False,
+        description="cut the rollouts that are kept into equal updates, as Flow-GRPO does, instead of filling one micro-batch "
+        "after the other: AdamW makes an update of two rollouts as large as one of 48",
+    )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
     max_kl: float | None = Field(
