@@ -88,6 +88,12 @@ class Rollout(Section):
     steps: Positive = Field(10, description="denoising steps")
     noise_level: float = Field(0.7, gt=0, description="a of the sampler: how much noise a step adds")
     groups: Positive = Field(48, description="prompts an epoch")
+    spare_groups: int = Field(
+        0,
+        ge=0,
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take the "
+        "places of such groups, from which nothing is learned. All sampled images count",
+    )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
     same_start: bool = Field(
