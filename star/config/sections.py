@@ -91,8 +91,8 @@ class Rollout(Section):
     spare_groups: int = Field(
         0,
         ge=0,
-        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take the "
-        "places of such groups, from which nothing is learned. All sampled images count",
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take "
+        "the places of such groups, from which nothing is learned. All sampled images count",
     )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
