@@ -44,8 +44,8 @@ class Session:
 class Epoch:
     """What an epoch's rollouts and update share, made once: prompts drawn, encoded, and the steps that are trained.
 
-    `ids` are the prompts' places in the training set; with seed and number they name all noise. `columns` are there when maps
-    of attention are made.
+    `ids` are the prompts' places in the training set, spare ones last; with seed and number they name all noise. `columns` are
+    there when maps of attention are made.
     """
 
     seed: int
@@ -82,7 +82,7 @@ def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
 def prepare_epoch(session: Session, number: int) -> Epoch:
     """Draw and encode the epoch's prompts and choose its trained steps."""
     rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
-    ids = draw_prompts(rollout.groups, len(session.prompts), session.seed, number)
+    ids = draw_prompts(rollout.groups + rollout.spare_groups, len(session.prompts), session.seed, number)
     prompts = [session.prompts[i] for i in ids]
     trained = trained_steps(rollout, session.seed, number)
     noisy = None if rollout.window is None else trained  # without a window every step has noise
@@ -122,15 +122,14 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
     session.objective.end_epoch(session.learner, number)
     updated = time.perf_counter()
 
-    reward_B = rollouts.reward_B
     return {
         "epoch": number,
         **row,
-        "reward_mean": reward_B.mean(),
-        "reward_std": reward_B.std(),
-        **{f"reward_{scorer}": each_B.mean() for scorer, each_B in rollouts.scorer_B.items()},
+        "reward_mean": rollouts.sampled_N.mean(),
+        "reward_std": rollouts.sampled_N.std(),
+        **{f"reward_{scorer}": each_N.mean() for scorer, each_N in rollouts.sampled_scorer_N.items()},
         "zero_advantage_share": float((advantage_B == 0).mean()),
-        "images": len(reward_B),
+        "images": len(rollouts.sampled_N),
         **map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, processes),
         "seconds_rollout": rollouts.seconds_rollout,
         "seconds_reward": rollouts.seconds_reward,
