@@ -148,6 +148,16 @@ class Training(Section):
         "(`tracking.prompts`) had no higher reward than all before; none goes on",
     )
 
+    step_backs: int = Field(
+        0,
+        ge=0,
+        description="how many times the training, when it diverges (numbers that are not finite, or `max_kl`), goes back to "
+        "its newest state from before the last whole epoch and on from there at a lower rate, instead of stopping",
+    )
+    step_back_factor: float = Field(
+        0.5, gt=0, lt=1, description="what a step back multiplies `optimizer.learning_rate` and `optimizer.update_norm` by"
+    )
+
 
 class Checkpoints(Section):
     """What is kept of a training, and when."""
