@@ -131,6 +131,13 @@ class Training(Section):
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
+    reward_combination: Literal["sum", "standardised", "advantages"] = Field(
+        "sum",
+        description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
+        "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
+        "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
+        "([docs/objectives.md](../docs/objectives.md))",
+    )
     max_kl: float | None = Field(
         None,
         gt=0,

@@ -55,6 +55,8 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
         )
     if len(prompts) < rollout.groups:
         raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(prompts)}")
+    if not any(settings.reward.values()):
+        raise InputError("reward: every weight is 0, so nothing would be learned; give one scorer another")
     first, last = rollout.window_range or (0, rollout.steps)
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")

@@ -38,6 +38,7 @@ def _config(*changes: str) -> Config:
         "optimizer.betas=[0.8, 0.9]",
         "training.updates_per_epoch=1",
         "training.ema_every=3",
+        "training.reward_combination=standardised",
         "allocation.floor=0.5",
         "policy.lora.rank=3",
         "policy.model=resources/miniature",  # other files
