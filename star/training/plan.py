@@ -13,9 +13,8 @@ from star.objectives.door import make_objective
 from star.training.epoch import trained_steps
 
 _GIB = 2**30
-_ADAPTER_COPIES = (
-    7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change; an old policy is 1 more
-)
+# float32: weights, gradient, two moments of AdamW, average; a step's start and change. An old policy is one more.
+_ADAPTER_COPIES = 7
 
 
 def describe(settings: RunSettings, processes: int) -> list[str]:
