@@ -13,7 +13,8 @@ from star.objectives.door import make_objective
 from star.training.epoch import trained_steps
 
 _GIB = 2**30
-_ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
+# float32: weights, gradient, two moments of AdamW, average; a step's start and change. An old policy is one more.
+_ADAPTER_COPIES = 7
 
 
 def describe(settings: RunSettings, processes: int) -> list[str]:
@@ -80,9 +81,10 @@ def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[
     """
     model, compute = policy.model, settings.compute
     shared = processes if compute.shard else 1
+    copies = _ADAPTER_COPIES + ("old" in make_objective(settings).asks)
     parts = {
         "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
-        "adapter": _ADAPTER_COPIES * _bytes(model.transformer, trained=True),
+        "adapter": copies * _bytes(model.transformer, trained=True),
         "activations": activation_bytes(model, settings.rollout.batch, compute.gradient_checkpointing),
         "text encoders": sum(_bytes(encoder) for encoder in model.text_encoders()),
     }
