@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
-from star.config import Config
+from star.config import Config, evaluated_policy
 from star.config.key import digest, sampling_key
 from star.errors import InputError
 from star.files import sha256, write_text
@@ -79,7 +79,7 @@ def sample(
     stage itself has written can be drawn again. Other files in `out` stay.
     """
     evaluation, images, records = config.evaluation, config.evaluation.images_per_prompt, read(prompts)
-    model = load_model(config.policy, config.compute)
+    model = load_model(evaluated_policy(config), config.compute)
     checkpoint = "base"
     if adapter is not None:
         load_adapter(model, adapter)
