@@ -3,6 +3,7 @@
 from star.config.experiment import (
     Config,
     RunSettings,
+    evaluated_policy,
     json_schema,
     load,
     main_scorer,
@@ -66,6 +67,7 @@ __all__ = [
     "TaskSettings",
     "Tracking",
     "Training",
+    "evaluated_policy",
     "json_schema",
     "load",
     "main_scorer",

@@ -188,6 +188,12 @@ def main_scorer(config: Config, task: str) -> str:
     return config.tasks[task].report[0]
 
 
+def evaluated_policy(settings: Config | RunSettings) -> PolicySettings:
+    """The section `policy` as tests use it: at the evaluation's resolution."""
+    resolution = settings.evaluation.resolution
+    return settings.policy if resolution is None else settings.policy.model_copy(update={"resolution": resolution})
+
+
 def published_epochs(settings: RunSettings) -> set[int]:
     """The epochs whose checkpoints are kept to be sampled and scored: every `checkpoints.every`, and the last."""
     every, last = settings.checkpoints.every, settings.training.epochs

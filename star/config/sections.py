@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Section
+from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Resolution, Section
 from star.config.scorers import Scorer
 
 SETS = {"miniature": ("shapes", "letters", "preference"), "coco": ("geneval", "ocr", "pickscore")}  # of prompts, by world
@@ -59,7 +59,9 @@ class PolicySettings(Section):
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
         "`config/weights.lock.json` ([docs/weights.md](../docs/weights.md)); a folder needs none",
     )
-    resolution: Positive = Field(description="height and width of the images, pixels")
+    resolution: Resolution = Field(
+        description="size of the images, pixels: one number for squares, or `[height, width]`; multiples of the base's patches"
+    )
     guidance: float = Field(ge=1, description="classifier-free guidance in rollout, update and sampling; 1 is without")
     max_sequence_length: Positive = Field(128, description="columns of the T5 block")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -72,6 +74,11 @@ class PolicySettings(Section):
         "auto", description="`auto`, `cpu` or `cuda`; with `cpu` the rules ask for no GPU, otherwise for one"
     )
     lora: Lora = Field(Lora(), description="the trained adapter")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images, pixels."""
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
 
 
 class Rollout(Section):
@@ -277,6 +284,11 @@ class Evaluation(Section):
         "test", description="the prompts: `test`, or `validation`, on which settings are chosen"
     )
     steps: Positive = Field(40, description="denoising steps")
+    resolution: Resolution | None = Field(
+        None,
+        description="size of the test images where it is not that of training, as in `policy.resolution`; a base whose noise "
+        "levels depend on the size takes those of this one",
+    )
     images_per_prompt: Positive = Field(4, description="images of each test prompt, at noise shared by all methods")
     batch: Positive = Field(16, description="images sampled at once", json_schema_extra=SPEED_ONLY)
 

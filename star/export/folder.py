@@ -284,6 +284,12 @@ def _limits(row: dict) -> str:
     return "–" if math.isnan(row["ci_low"]) else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
+def _size(settings: dict | None, drawing: dict) -> tuple[int, int]:
+    """(height, width) of the pictures of its test."""
+    tested = (settings or {}).get("evaluation", {}).get("resolution") or drawing["resolution"]
+    return tuple(tested) if isinstance(tested, list) else (tested, tested)
+
+
 def _body(name: str, source: Source, settings: dict | None, drawing: dict, parts: dict[str, list]) -> str:
     kept = {key: value for key, value in (settings or {}).items() if key not in _NOT_TRAINING}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -295,6 +301,7 @@ def _body(name: str, source: Source, settings: dict | None, drawing: dict, parts
     return template.render(
         name=name,
         policy=drawing,
+        size=_size(settings, drawing),
         settings=settings,
         steps=settings["evaluation"]["steps"] if settings else None,
         training=_training(source) if settings else {},

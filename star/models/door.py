@@ -6,8 +6,10 @@ convention, signs and the guidance rule are inside. A further family is one file
 Shapes: B batch, C latent channels, H W latent size, K core columns.
 """
 
+import copy
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -57,6 +59,7 @@ class Text(Protocol):
 class FlowModel(Protocol):
     """A frozen base on its device. Its `transformer` is what an adapter is added to."""
 
+    settings: "PolicySettings"
     geometry: Geometry
     device: torch.device
     dtype: torch.dtype  # inside the transformer
@@ -69,8 +72,14 @@ class FlowModel(Protocol):
     def watch(self, blocks: Sequence[int], heads: Sequence[int] | None = None) -> None:
         """Choose the blocks that can be recorded. Raises InputError when one does not exist."""
 
+    def geometry_of(self, size: tuple[int, int]) -> Geometry:
+        """The geometry of pictures of `size` (height, width). Raises InputError for a size that the base cannot draw."""
+
     def sigmas(self, steps: int) -> torch.Tensor:
-        """The noise levels of `steps` steps and the final 0, float32 [steps + 1], by the base's own scheduler."""
+        """The noise levels of `steps` steps and the final 0, float32 [steps + 1], by the base's own scheduler.
+
+        Where that shifts them by the number of image tokens, they are those of `geometry`.
+        """
 
     def encode(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; the text encoders visit the device only meanwhile."""
@@ -86,7 +95,7 @@ class FlowModel(Protocol):
     ) -> torch.Tensor:
         """The guided velocity, float32 [B, C, H, W]; `recorder` keeps the conditional branch's maps.
 
-        `sigma` is the noise level of all samples, or float64 [B].
+        The latents' own size counts, whatever `geometry` says. `sigma` is the noise level of all samples, or float64 [B].
         """
 
     def decode(self, x_BCHW: torch.Tensor) -> "list[np.ndarray]":
@@ -113,6 +122,33 @@ def time_of(sigma: float | torch.Tensor, batch: int, device: torch.device, scale
     if isinstance(sigma, float):
         return torch.full((batch,), scale * sigma, device=device)
     return (scale * sigma).to(device, torch.float32)
+
+
+def whole_tokens(size: tuple[int, int], factor: int, patch: int) -> tuple[int, int]:
+    """The latents' (H, W) of pictures of `size`, pixels, where a latent is `factor` pixels a side and a token `patch` latents.
+
+    Raises InputError where the tokens do not fill the picture: the pipelines would round it to another size.
+    """
+    if any(side % (factor * patch) for side in size):
+        height, width = size
+        raise InputError(f"policy.resolution: {height} x {width} is not in multiples of {factor * patch}, this base's tokens")
+    return size[0] // factor, size[1] // factor
+
+
+def token_shift(scheduler: Mapping[str, float], geometry: Geometry) -> float:
+    """mu, the shift of the noise levels that a scheduler's configuration makes linear in the number of image tokens."""
+    few, many = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (many - few)
+    return slope * math.prod(geometry.tokens) + scheduler["base_shift"] - slope * few
+
+
+def at(model: FlowModel, policy: "PolicySettings") -> FlowModel:
+    """The same weights at the size of `policy`: geometry and noise levels are its own. Raises InputError as `geometry_of`."""
+    if policy.size == model.settings.size:
+        return model
+    sized = copy.copy(model)
+    sized.settings, sized.geometry = policy, model.geometry_of(policy.size)
+    return sized
 
 
 def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:

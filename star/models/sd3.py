@@ -24,7 +24,7 @@ from star.config import PolicySettings as Settings
 from star.errors import InputError
 from star.layout import ADAPTER_FILE
 from star.models.attention import Recorder, Tap, attention, attention_with_lse, check_recordable
-from star.models.door import Geometry, time_of
+from star.models.door import Geometry, time_of, token_shift, whole_tokens
 from star.prompts.record import Span
 from star.runtime import pick_device, pick_precision
 
@@ -62,7 +62,7 @@ class SD3:
         self.transformer = pipe.transformer.requires_grad_(False).to(self.device).eval()
         self.blocks = list(self.transformer.transformer_blocks)
         self.passes = 2 if settings.guidance > 1 else 1
-        self.geometry = self._geometry()
+        self.geometry = self.geometry_of(settings.size)
         self._negative: SD3Text | None = None
 
         # What saves memory, and what saves time.
@@ -79,9 +79,15 @@ class SD3:
             for block in self.blocks:
                 block.compile()
 
-    def _geometry(self) -> Geometry:
-        side = self.settings.resolution // self.pipe.vae_scale_factor
-        return Geometry(self.transformer.config.in_channels, side, side, self.transformer.config.patch_size)
+    def geometry_of(self, size: tuple[int, int]) -> Geometry:
+        """The geometry of pictures of `size` (height, width). Raises InputError for a size that has no learned positions."""
+        config, factor = self.transformer.config, self.pipe.vae_scale_factor
+        height, width = whole_tokens(size, factor, config.patch_size)
+        if (most := config.pos_embed_max_size * config.patch_size) < max(height, width):
+            raise InputError(
+                f"policy.resolution: this base has positions for {most * factor} pixels a side; name a smaller one"
+            )
+        return Geometry(config.in_channels, height, width, config.patch_size)
 
     def watch(self, blocks: Sequence[int], heads: Sequence[int] | None = None) -> None:
         """Choose the blocks that can be recorded. Raises InputError when a block or head does not exist."""
@@ -99,7 +105,8 @@ class SD3:
     def sigmas(self, steps: int) -> torch.Tensor:
         """The noise levels of `steps` steps and the final 0, float32 [steps + 1]."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(steps)
+        mu = token_shift(scheduler.config, self.geometry) if scheduler.config.use_dynamic_shifting else None
+        scheduler.set_timesteps(steps, mu=mu)
         return scheduler.sigmas.float()
 
     # -- prompts ----------------------------------------------------------------------------------------------------

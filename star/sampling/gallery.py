@@ -56,7 +56,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     final = model.decode(latents[:, -1])
     regions = world(settings.prompts.world).regions(final)
     region_Bhw = None if regions is None else token_shares(regions, model.geometry.tokens)
-    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, patch=model.geometry.patch, seed=seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
@@ -143,8 +143,9 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
     records = read(prompts)
     model, schedule = _ready(settings, adapter, records, settings.allocation.blocks)
     raw_BTOhw, region_Bhw = _watch(model, schedule, records, settings, seed)
-    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
-    gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, patch=model.geometry.patch, seed=seed)
+    patch = model.geometry.patch
+    gain_BT = localisation(map_BTHW[..., ::patch, ::patch], region_Bhw)
     rows = []
     for t in range(settings.rollout.steps):
         measured = zip(entropy(map_BTHW[:, t : t + 1]), effective_area(map_BTHW[:, t : t + 1]), gain_BT[:, t], strict=True)
@@ -175,11 +176,13 @@ def _ready(
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 
 
-def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, seed: int) -> torch.Tensor:
+def _maps(
+    settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, *, patch: int, seed: int
+) -> torch.Tensor:
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
     batch, steps, _, *tokens = raw_BTOhw.shape
     places_BThw = torch.randn((batch, steps, *tokens), generator=torch.Generator().manual_seed(seed))
-    seen = Observation(batch, steps, tuple(tokens), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
+    seen = Observation(batch, steps, tuple(tokens), patch=patch, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
     return allocation_map(settings.allocation, seen, range(steps), places_BThw)
 
 

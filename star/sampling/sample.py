@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
-from star.config import Config, Evaluation
+from star.config import Config, Evaluation, evaluated_policy
 from star.config.key import digest, sampling_key
 from star.errors import InputError
 from star.files import sha256, write_bytes, write_text
@@ -105,7 +105,7 @@ def sample_checkpoints(
         _remove_pictures(out)
 
     # Base and prompts, once.
-    model = load_model(config.policy, config.compute)
+    model = load_model(evaluated_policy(config), config.compute)
     drawing = _Drawing(model, make_schedule(model.sigmas(evaluation.steps), noise_level=0.0), records, evaluation, seed)
     text = model.encode([record.text for record in records])
     if cut := cut_prompts(model.tokenizers(), records):

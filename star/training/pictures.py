@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from star.config import published_epochs
+from star.config import evaluated_policy, published_epochs
 from star.files import whole, write_json
 from star.flow.schedule import make_schedule
 from star.layout import Run, epoch_of
+from star.models.door import at
 from star.prompts.record import Prompt
 from star.sampling.sample import draw
 from star.training import health
@@ -36,9 +37,9 @@ class Pictures:
 
     def __init__(self, session: "Session", prompts: Sequence[Prompt], run: Run) -> None:
         self._session, self._prompts, self._run = session, list(prompts), run
-        model, steps = session.learner.policy.model, session.settings.evaluation.steps
-        self._schedule = make_schedule(model.sigmas(steps), noise_level=0.0)
-        self._text = model.encode([prompt.text for prompt in prompts]) if prompts else None
+        self._model = at(session.learner.policy.model, evaluated_policy(session.settings))
+        self._schedule = make_schedule(self._model.sigmas(session.settings.evaluation.steps), noise_level=0.0)
+        self._text = self._model.encode([prompt.text for prompt in prompts]) if prompts else None
         self._said: set[str] = set()
 
     def due(self, epoch: int) -> bool:
@@ -78,7 +79,7 @@ class Pictures:
     def _drawn(self) -> list[np.ndarray]:
         """The pictures of all prompts, those of one prompt side by side; in batches of the rollouts' size at most."""
         learner, batch = self._session.learner, self._session.settings.rollout.batch
-        model, pictures = learner.policy.model, []
+        model, pictures = self._model, []
         place_P = np.repeat(np.arange(len(self._prompts)), _OF_PROMPT)
         names = [(prompt.id, k) for prompt in self._prompts for k in range(_OF_PROMPT)]
         with learner.policy.using(learner.ema.average):
