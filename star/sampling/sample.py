@@ -15,7 +15,7 @@ from star.allocation.columns import cut_prompts
 from star.config import Config
 from star.config.key import digest, sampling_key
 from star.errors import InputError
-from star.files import sha256, write_text
+from star.files import require_free, sha256, write_text
 from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
@@ -25,6 +25,9 @@ from star.models.door import FlowModel, Text, load_model
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
 
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # of every PNG
+_OF_RAW = 0.5  # what PNG leaves of a picture's bytes at least, were it a photograph
+
 
 def _save_png(picture: object, path: Path, **texts: str) -> None:
     info = PngInfo()
@@ -33,6 +36,15 @@ def _save_png(picture: object, path: Path, **texts: str) -> None:
     draft = path.with_suffix(".tmp")
     Image.fromarray(picture).save(draft, "PNG", pnginfo=info)
     draft.replace(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there to its end; a power cut can leave its name alone."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_END)))
+        return file.read() == _END
 
 
 def _folder(out: Path, number: int, record: Prompt) -> Path:
@@ -75,7 +87,8 @@ def sample(
 
     Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
     are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are
-    missing, or when `out` holds pictures of other weights, prompts or settings. To `start_over` these are removed: what this
+    missing, when the disk has no room for the pictures, or when
+    `out` holds pictures of other weights, prompts or settings. To `start_over` these are removed: what this
     stage itself has written can be drawn again. Other files in `out` stay.
     """
     evaluation, images, records = config.evaluation, config.evaluation.images_per_prompt, read(prompts)
@@ -104,7 +117,8 @@ def sample(
     for number, record in enumerate(records):
         folder = _folder(out, number, record)
         wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(images)]
-    missing = [w for w in wanted if not w[2].exists()]
+    missing = [w for w in wanted if not _is_whole(w[2])]
+    require_free(out, len(missing) * 3 * config.policy.resolution**2 * _OF_RAW, f"{len(missing)} pictures, by estimate")
     if missing:
         code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)

@@ -1,9 +1,8 @@
 """Stage: training. Epochs, metrics.jsonl, checkpoints, resume; in as many processes as were launched."""
 
-import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +14,14 @@ from star.allocation.columns import cut_prompts
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
-from star.layout import Run
+from star.layout import Run, epoch_of
 from star.models.door import load_model
 from star.models.policy import Policy
 from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
-from star.training import checkpoint, health, pictures
+from star.training import checkpoint, folder, health, pictures
 from star.training.epoch import Session, last_trained, run_epoch, trained_steps
 from star.training.learner import Learner
 from star.training.pictures import Pictures
@@ -118,76 +117,73 @@ def train(
     """Train one method on one task into `out`, resuming from its newest checkpoint.
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
-    that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
+    that do not fit, on prompts that cannot be scored, on a folder
+    that another training holds and on a full disk, before any work; RuntimeError when rollout and update disagree;
     ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
     whole epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
     """
-    # What there is to go on from.
+    # One training a folder.
     processes = Processes()
     check(settings, prompts, processes.count)
-    run, key = Run(out), checkpoint.key_of(settings)
-    newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
+    run, key, hold = Run(out), checkpoint.key_of(settings), ExitStack()
+    processes.from_first(lambda: hold.enter_context(folder.held(run.folder)))
+    with hold:
+        # What there is to go on from, and the learner as it was then.
+        newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
+        done = 0 if newest is None else epoch_of(newest)
+        processes.from_first(lambda: folder.keep_epochs(run.metrics, done))
+        objective = make_objective(settings)
+        learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
+        checkpoint.resume(newest, learner)
+        processes.from_first(lambda: folder.require_disk(run, learner, settings))
+        if processes.rank == 0:
+            _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
+        if settings.compute.shard and processes.count > 1:
+            learner.policy.shard(processes.count)
 
-    # The learner, as it was then.
-    objective = make_objective(settings)
-    learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
-    done = checkpoint.resume(newest, learner)
-    if processes.rank == 0:
-        _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
-    if settings.compute.shard and processes.count > 1:
-        learner.policy.shard(processes.count)
-
-    # Epochs, each with its line of metrics.
-    bar = tqdm(
-        range(done + 1, settings.training.epochs + 1),
-        initial=done,
-        total=settings.training.epochs,
-        desc=f"{settings.task} {settings.method} seed{seed}",
-        unit="epoch",
-        mininterval=0.1 if sys.stderr.isatty() else 20,
-        disable=processes.rank > 0,
-    )
-    reward, workers = settings.reward, settings.scorers.workers
-    live = watched.live if processes.rank == 0 and watched.live else nullcontext()
-    with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar, live:
-        pool.check([*prompts, *watched.prompts])
-        regions = world(settings.prompts.world).regions
-        session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
-        fixed = Pictures(session, watched.prompts, run)
-        fixed.begin(done)
-        for epoch in bar:
-            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
-            if fixed.due(epoch):
-                row |= fixed.take(epoch)
-            if processes.rank == 0:
-                _keep(session, row, run, key)
-                bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
-            if watched.live and processes.rank == 0:
-                watched.live.wake()
-            _stop_if_stalled(session, run, epoch, key)
-    processes.close()
+        # Epochs, each with its line of metrics.
+        bar = tqdm(
+            range(done + 1, settings.training.epochs + 1),
+            initial=done,
+            total=settings.training.epochs,
+            desc=f"{settings.task} {settings.method} seed{seed}",
+            unit="epoch",
+            mininterval=0.1 if sys.stderr.isatty() else 20,
+            disable=processes.rank > 0,
+        )
+        reward, workers = settings.reward, settings.scorers.workers
+        live = watched.live if processes.rank == 0 and watched.live else nullcontext()
+        with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar, live:
+            pool.check([*prompts, *watched.prompts])
+            regions = world(settings.prompts.world).regions
+            session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
+            fixed = Pictures(session, watched.prompts, run)
+            fixed.begin(done)
+            for epoch in bar:
+                row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
+                if fixed.due(epoch):
+                    row |= fixed.take(epoch)
+                if processes.rank == 0:
+                    _keep(session, row, run, key)
+                    bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
+                if watched.live and processes.rank == 0:
+                    watched.live.wake()
+                _stop_if_stalled(session, run, epoch, key)
+        processes.close()
 
 
 def _announce(settings: RunSettings, policy: Policy, prompts: Sequence[Prompt], *, run: Run, done: int, processes: int) -> None:
-    """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    """Write what the run is and runs on, and say what is ahead."""
     write_text(run.settings, settings.model_dump_json(indent=1))
     here = environment(policy.device) | {"precision": str(policy.model.dtype)}
     write_json(run.environment, here)
     code.record(run.folder, "star.training.train", fresh=done == 0)
-    _keep_rows(run.metrics, done)
     lines = [*describe(settings, processes), describe_device(policy)]
     if policy.device.type == "cuda":
         lines += describe_memory(policy, settings, processes)
     if cut := cut_prompts(policy.model.tokenizers(), prompts):
         lines.append(cut)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def _keep_rows(file: Path, epochs: int) -> None:
-    """Cut metrics of epochs that a resumed run does again."""
-    rows = file.read_text(encoding="utf-8").splitlines()[:epochs] if file.exists() else []
-    write_text(file, "".join(row + "\n" for row in rows))
 
 
 def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: str) -> dict:
@@ -207,8 +203,7 @@ def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: 
 def _keep(session: Session, row: dict, run: Run, key: str) -> None:
     """Write an epoch's metrics and, when it is time, its checkpoint. Raises Diverged above training.max_kl."""
     settings, epoch = session.settings, row["epoch"]
-    with run.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    folder.add_line(run.metrics, row)
     max_kl = settings.training.max_kl
     if max_kl is not None and row["kl"] > max_kl:
         raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {epoch})")
