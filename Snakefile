@@ -23,6 +23,7 @@ include: "workflow/rules/common.smk"
 
 
 onstart:
+    require_places()
     write_resolved_config()
 
 
