@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 import star.config  # by its full name: Snakemake has a `config` of its own, which does not follow `extends`
+import star.lock_owner
 from star.errors import InputError
 
 CONFIG_FILES = workflow.config_settings.configfiles or [Path("config/miniature.yaml")]
@@ -14,6 +15,7 @@ try:
     CONFIG = star.config.load(CONFIG_FILES, workflow.config_settings.config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
+star.lock_owner.watch(workflow)
 validate(CONFIG.model_dump(mode="json"), "workflow/schemas/config.schema.json", set_default=False)
 
 
@@ -21,6 +23,7 @@ include: "workflow/rules/common.smk"
 
 
 onstart:
+    require_places()
     write_resolved_config()
 
 

@@ -1,12 +1,14 @@
 """The command line: `star STAGE`, the same words as rules and folders.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 75 asked to stop (SIGTERM) after writing a checkpoint.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 a training asked to stop (SIGTERM, Ctrl-C) after writing a checkpoint, 130 any
+other stage stopped by Ctrl-C.
 """
 
 import argparse
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,10 +20,12 @@ from star.compare import commands as compare
 from star.config import document, migrate
 from star.errors import Diverged, InputError, Preempted, ScorerFailed, Stalled
 from star.export import commands as export
-from star.files import write_text
+from star.files import UNWRITABLE, require_writable, write_text
 from star.prompts import make
 from star.prompts.record import read
 from star.runtime import declare_torchvision
+
+_WRITE_A_FILE = ("prompts", "score", "config")  # the others write a folder
 
 
 def quiet_libraries() -> None:
@@ -340,17 +344,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _require_places(args: argparse.Namespace) -> None:
+    """Raise InputError, before any work, when what a stage writes cannot be written where it is to go."""
+    folders = args.stage not in _WRITE_A_FILE or (args.stage == "score" and args.all)
+    for option, folder in (("out", folders), ("guards", False), ("work", True)):
+        place = getattr(args, option, None)
+        if place is not None:
+            require_writable(place, folder)
+    if getattr(args, "collect", False) and args.data is not None:
+        require_writable(args.data, folder=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     quiet_libraries()
     _print_anything()
     args = _parser().parse_args(argv)
-    declare_torchvision()
     try:
+        declare_torchvision()
+        _require_places(args)
         return args.function(args) or 0
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        print(f"star {args.stage}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except (InputError, Diverged, ScorerFailed, Stalled, Preempted) as error:
         print(f"star {args.stage}: {error}", file=sys.stderr)
         return {InputError: 2, Diverged: 1, ScorerFailed: 1, Stalled: 1, Preempted: 75}[type(error)]
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(
+            f"star {args.stage}: {error.filename or 'a file'}: {error.strerror}; make room or name another place, and give the "
+            "same command again",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage: sampling. Images of checkpoints on a prompt file, in GenEval's official layout, by the Euler ODE."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from star.allocation.columns import cut_prompts
 from star.config import Config, Evaluation, evaluated_policy
 from star.config.key import digest, sampling_key
 from star.errors import InputError
-from star.files import sha256, write_bytes, write_text
+from star.files import require_free, sha256, write_bytes, write_text
 from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
@@ -25,6 +26,9 @@ from star.models.adapter import adapter_file, use_adapter
 from star.models.door import FlowModel, Text, load_model
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
+
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # of every PNG
+_OF_RAW = 0.5  # what PNG leaves of a picture's bytes at least, were it a photograph
 
 
 def _save_png(picture: object, path: Path, **texts: str) -> None:
@@ -34,6 +38,15 @@ def _save_png(picture: object, path: Path, **texts: str) -> None:
     draft = path.with_suffix(".tmp")
     Image.fromarray(picture).save(draft, "PNG", pnginfo=info)
     draft.replace(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there to its end; a power cut can leave its name alone."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_END)))
+        return file.read() == _END
 
 
 def _folder(out: Path, number: int, record: Prompt) -> Path:
@@ -84,8 +97,9 @@ def sample_checkpoints(
     A folder's pictures are drawn under its adapter, None for the base. Base and prompts are loaded and encoded once. Returns
     how many pictures were drawn. Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise.
     Pictures that are already there are kept; `prompts.jsonl` in a folder is written last. Raises InputError when prompts, base
-    or an adapter are missing, or when a folder holds pictures of other weights, prompts or settings: before any is drawn. To
-    `start_over` these are removed: what this stage itself has written can be drawn again. Other files in a folder stay.
+    or an adapter are missing, or when a folder holds pictures of other weights, prompts or settings: before any is drawn; and
+    when the disk has no room for a folder's pictures. To `start_over` these are removed: what this stage itself has written can
+    be drawn again. Other files in a folder stay.
     """
     records, evaluation = read(prompts), config.evaluation
 
@@ -144,7 +158,9 @@ def _draw_missing(drawing: _Drawing, text: Text, out: Path, checkpoint: str) -> 
     for number, record in enumerate(records):
         folder = _folder(out, number, record)
         wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(evaluation.images_per_prompt)]
-    missing = [w for w in wanted if not w[2].exists()]
+    missing = [w for w in wanted if not _is_whole(w[2])]
+    raw = 3 * math.prod(model.settings.size)
+    require_free(out, len(missing) * raw * _OF_RAW, f"{len(missing)} pictures, by estimate")
     if missing:
         code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)
