@@ -79,7 +79,7 @@ def eighths(map_MHW: torch.Tensor) -> list[torch.Tensor]:
     Places of equal weight are parted by their order.
     """
     places = map_MHW[0].numel()
-    rank_MN = map_MHW.flatten(1).argsort(1, stable=True).argsort(1)
+    rank_MN = map_MHW.flatten(1).argsort(dim=1, stable=True).argsort(1)
     octile_MHW = (rank_MN * OCTILES // places).view_as(map_MHW)
     return [(octile_MHW == k).to(map_MHW) for k in range(OCTILES)]
 
