@@ -18,6 +18,7 @@ import yaml
 from star import config as configuration
 from star.compare import commands as compare
 from star.config import document, migrate
+from star.credit import commands as credit
 from star.errors import Diverged, InputError, Preempted, ScorerFailed, Stalled
 from star.export import commands as export
 from star.files import UNWRITABLE, require_writable, write_text
@@ -315,6 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     what = s.add_mutually_exclusive_group()
     what.add_argument("--localisation", action="store_true", help="measure every block against the true objects, do not draw")
     what.add_argument("--by-prompt", action="store_true", help="measure how concentrated the maps of every prompt are")
+
+    credit.add_arguments(stage("credit", credit.run, "measure how well one batch's gradient points, under every allocation"))
 
     s = stage("log", _log, "mirror a run's files to MLflow")
     run_of(s, task=False)

@@ -128,6 +128,11 @@ def prompts(config: Config, task: str, split: str) -> Path:
     return experiment(config) / "prompts" / task / f"{split}.jsonl"
 
 
+def credit(config: Config, task: str) -> Path:
+    """The folder of a task's measurement of credit."""
+    return experiment(config) / "credit" / task
+
+
 def runs(config: Config, base: bool = True) -> list[tuple[str, str, int]]:
     """(task, method, seed) of everything that is tested; without `base` of everything that is trained."""
     return [

@@ -37,7 +37,7 @@ from star.config.sections import (
 )
 from star.errors import InputError
 
-_RESERVED = ("prompts", "logs", "benchmarks", "tables", "figures", "evidence")  # folders beside the tasks'
+_RESERVED = ("prompts", "logs", "benchmarks", "tables", "figures", "evidence", "credit")  # folders beside the tasks'
 _SHELL_SAFE = re.compile(r"[\w./+@=,-]+")  # what no shell splits, and Snakemake reads as it stands
 _SHARED = ("prompts", "policy", "compute", "tracking", "evaluation", "scorers")
 

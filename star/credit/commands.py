@@ -1,0 +1,64 @@
+"""`star credit`; what it does is imported when it is run."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from star import config as configuration
+from star import layout
+from star.errors import InputError
+from star.prompts import make
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `star credit`."""
+    parser.add_argument("--task", required=True, help="a key of `tasks:`")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter/ folder of a checkpoint (default: a fresh one)")
+    parser.add_argument("--batches", type=int, default=64, metavar="K", help="batches, at least 4 (default: %(default)s)")
+    parser.add_argument(
+        "--allocations",
+        nargs="+",
+        metavar="NAME",
+        help="methods, names of the standard list, or NAME={key: value} (default: methods and the standard list)",
+    )
+    parser.add_argument(
+        "--octiles", metavar="NAME", help="the allocation whose map parts the places into eighths; it costs eight more maps"
+    )
+    parser.add_argument(
+        "--until", type=float, metavar="WIDTH", help="stop when the efficiency of no method has a wider interval than this"
+    )
+    parser.add_argument("--dimensions", type=int, default=16384, metavar="D", help="of the projection (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: credit/<task> in the experiment's folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the batches that are missing, write tables and figure, and print the verdict."""
+    if args.batches < 4:
+        raise InputError(f"--batches {args.batches}: an interval needs at least 4")
+    if args.dimensions < 1:
+        raise InputError(f"--dimensions {args.dimensions}: at least 1")
+    config = configuration.load(args.config, args.set)
+    configuration.require_task(config, args.task)
+    from star.credit import allocations, estimates, measure, report
+    from star.models.door import load_model
+
+    settings = allocations.base_settings(config, args.task)
+    methods, apart = allocations.of_methods(config, args.task)
+    known = methods | allocations.standard(settings, len(load_model(settings.policy).blocks))
+    if args.allocations is None:
+        chosen = allocations.without_twins(known)
+    else:
+        chosen = allocations.chosen(known, args.allocations, settings.allocation)
+    if args.octiles is not None and args.octiles not in chosen:
+        raise InputError(f"--octiles {args.octiles}: not among the allocations; there are {', '.join(chosen)}")
+    if apart:
+        said = "differ from the other methods in rollout or objective and cannot share their rollouts; left out"
+        print(f"{', '.join(apart)}: {said}", file=sys.stderr)
+    out = args.out or layout.credit(config, args.task)
+    measurement = measure.Measurement(settings, chosen, args.octiles, args.adapter, args.dimensions, args.seed)
+    watched = [name for name in methods if name in chosen] or list(chosen)
+    enough = partial(estimates.enough, watched=watched, width=args.until, dimensions=args.dimensions)
+    batches = measure.measure(measurement, make.records(config, args.task, "train"), out, batches=args.batches, enough=enough)
+    print(report.write(out, measurement.rows, batches), f"{out}: credit.csv, steps.csv, credit.md, credit.svg", sep="\n")
