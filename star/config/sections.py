@@ -201,10 +201,24 @@ class Checkpoints(Section):
 class Allocation(Section):
     """STAR's maps (ours)."""
 
-    source: Literal["none", "uniform", "attention", "oracle"] = Field(
+    source: Literal[
+        "none", "uniform", "attention", "oracle", "deviation", "covariance", "attention_deviation", "attention_covariance"
+    ] = Field(
         "none",
-        description="`attention`: maps from the generator's attention; `oracle`: the true objects, in the miniature; "
-        "`uniform`: ones, through the same code; `none`: the scalar objective",
+        description="`attention`: maps from the generator's attention; `deviation`: where a rollout differs from its group's "
+        "mean; `covariance`: where such differences go with the reward; `attention_deviation`, `attention_covariance`: their "
+        "products with the attention map; `oracle`: the true objects, in the miniature; `uniform`: ones, through the same "
+        "code; `none`: the scalar objective",
+    )
+    contrast_latents: Literal["final", "step", "predicted"] = Field(
+        "final",
+        description="latents that `deviation` and `covariance` compare: the rollout's `final` ones, those that the trained "
+        "`step` leads to, or the clean picture `predicted` from these",
+    )
+    leave_one_out: bool = Field(
+        True,
+        description="`covariance`: make a rollout's map from the others of its group, so that its own reward does not bias it; "
+        "`false` makes one map a group",
     )
     control: Literal["none", "random", "shuffled", "inverse"] = Field(
         "none",
@@ -219,7 +233,7 @@ class Allocation(Section):
     blocks: list[Annotated[int, Field(ge=0)]] = Field(
         [],
         description="transformer blocks whose attention makes the maps; which ones localise is measured per base model "
-        "(`star maps --localisation`)",
+        "(`star maps --localisation`); `deviation` and `covariance` need none",
     )
     heads: Annotated[list[int], Field(min_length=1)] | None = Field(
         None, description="attention heads to average; none takes all"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from star.allocation.columns import CoreColumns, core_columns
+from star.allocation.sources import recorded_blocks
 from star.config import Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
@@ -20,7 +21,7 @@ from star.objectives.door import Objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
-from star.training.maps import make_maps
+from star.training.maps import make_maps, with_contrast
 from star.training.metrics import map_diagnostics, peak_memory
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, sample_rollouts
@@ -94,7 +95,7 @@ def prepare_epoch(session: Session, number: int) -> Epoch:
         prompts=prompts,
         ids=ids,
         text=model.encode([prompt.text for prompt in prompts]),
-        columns=None if allocation.source == "none" else core_columns(model, prompts, allocation.tokens),
+        columns=core_columns(model, prompts, allocation.tokens) if recorded_blocks(allocation) else None,
         schedule=make_schedule(sigmas, noise_level=rollout.noise_level, noisy=noisy, sampler=rollout.sampler),
         trained=trained,
     )
@@ -121,6 +122,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         combination=settings.training.reward_combination,
         rule=session.objective.advantages,
     )
+    rollouts = with_contrast(settings.allocation, rollouts, session=session, epoch=epoch)
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
@@ -137,7 +139,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         **_by_scorer(rollouts, advantage_B),
         "zero_advantage_share": float((advantage_B == 0).mean()),
         "images": len(rollouts.sampled_N),
-        **map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, processes),
+        **map_diagnostics(map_RTHW, rollouts, recorded_blocks(settings.allocation), processes),
         "seconds_rollout": rollouts.seconds_rollout,
         "seconds_reward": rollouts.seconds_reward,
         "seconds_maps": mapped - began,

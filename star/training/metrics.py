@@ -101,7 +101,7 @@ class Meter:
         return row
 
 
-def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks: list[int], processes: Processes) -> dict:
+def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks: tuple[int, ...], processes: Processes) -> dict:
     """What metrics.jsonl says of an epoch's maps, means over its rollouts; nothing for the scalar objective.
 
     Where the true objects are known: the localisation gain of the weights, and of the raw attention by block and step.

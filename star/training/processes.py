@@ -104,6 +104,12 @@ class Processes:
             raise error
         return made
 
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes of a tensor on the CPU."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
     def in_order(self, value_R: torch.Tensor, row_R: np.ndarray) -> torch.Tensor:
         """Values of this process's rollouts, whose places in the epoch are `row_R`, to those of all rollouts, [B, ...]."""
         if self.count == 1:

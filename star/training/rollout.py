@@ -18,7 +18,7 @@ from star.errors import Diverged
 from star.flow.sampler import Trajectory, denoise
 from star.flow.seeding import noise
 from star.flow.solver import solve
-from star.training.maps import recorder_of
+from star.training.maps import needs_means, recorder_of
 
 if TYPE_CHECKING:
     from star.prompts.record import Prompt
@@ -32,7 +32,8 @@ class Rollouts:
     `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer. `row_R` has the places of the held ones in the epoch.
     Latents lie on the CPU: of noisy rollouts the whole trajectories, of clean ones the last alone (S = 1, T = 0). `region_Rhw`
     is the share of every token that the picture's true objects cover, where the world can tell. `sampled_N` and
-    `sampled_scorer_N` are the rewards of all images that were sampled, of groups that others took the place of too.
+    `sampled_scorer_N` are the rewards of all images that were sampled, of groups that others took the place of too. `contrast_RThw` is
+    there once groups were compared (star/training/maps.py).
     """
 
     latents_RSCHW: torch.Tensor
@@ -48,6 +49,7 @@ class Rollouts:
     sampled_scorer_N: dict[str, np.ndarray]
     seconds_rollout: float
     seconds_reward: float
+    contrast_RThw: torch.Tensor | None = None
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where the trajectories of some rollouts of the epoch lie; `row_R` is in ascending order."""
@@ -125,7 +127,7 @@ def _sample_groups(session: "Session", epoch: "Epoch", prompts: range) -> Rollou
             raise Diverged(why)
         pictures = model.decode(batch.latents_BSCHW[:, -1])
         scored.append(session.pool.submit(pictures, prompts))
-        if epoch.columns is not None and (masks := session.regions(pictures)) is not None:
+        if session.settings.allocation.source != "none" and (masks := session.regions(pictures)) is not None:
             shares.append(token_shares(masks, model.geometry.tokens))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()
@@ -187,7 +189,8 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray, prompt_B
         recorder=recorder_of(session.settings.allocation, epoch, prompt_B),
         twin_B=prompt_B if rollout.same_start else None,
     )
-    return trajectory if session.objective.keeps_old_means else replace(trajectory, mean_BTCHW=None)
+    kept = session.objective.keeps_old_means or needs_means(session.settings.allocation)
+    return trajectory if kept else replace(trajectory, mean_BTCHW=None)
 
 
 def _not_finite(latents_BSCHW: torch.Tensor, prompts: "list[Prompt]", epoch: int) -> str | None:

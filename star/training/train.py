@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
+from star.allocation.sources import contrast, looks_at_attention, recorded_blocks
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
@@ -65,14 +66,26 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
     first, last = rollout.window_range or (0, rollout.steps)
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
-    if settings.allocation.source != "none" and not settings.allocation.blocks:
-        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    _check_source(settings)
     if settings.allocation.source == "oracle" and world(settings.prompts.world).regions([]) is None:
         raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
     if not make_objective(settings).noisy:
         _check_clean_rollouts(settings)
+
+
+def _check_source(settings: RunSettings) -> None:
+    """Raise InputError for a source of maps that misses what it needs."""
+    allocation, group_size = settings.allocation, settings.rollout.group_size
+    compared = contrast(allocation.source)
+    if allocation.source != "none" and not allocation.blocks and (compared is None or looks_at_attention(allocation.source)):
+        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    if compared == "covariance" and allocation.leave_one_out and group_size < 3:
+        raise InputError(
+            f"rollout.group_size: {group_size} leaves one other rollout, which covaries with nothing; raise it to 3 or more, "
+            "or set allocation.leave_one_out to false"
+        )
 
 
 def _check_clean_rollouts(settings: RunSettings) -> None:
@@ -87,6 +100,8 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
         raise InputError(f"rollout.sampler: {why}; leave {rollout.sampler} out, and see rollout.solver")
     if settings.allocation.normalisation == "per_trajectory":
         raise InputError(f"allocation.normalisation: {why}, and there is no trajectory to share weight over; use per_step")
+    if contrast(settings.allocation.source) and settings.allocation.contrast_latents != "final":
+        raise InputError(f"allocation.contrast_latents: {why}; set it to final")
     if settings.allocation.steps != "each":
         raise InputError(f"allocation.steps: {why}, and every noised point has its own map; set it to each")
     levels = len(trained_steps(rollout, 0, 1)) - getattr(objective, "skip_first", False)
@@ -100,9 +115,8 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
 def make_policy(settings: RunSettings, seed: int) -> Policy:
     """The base with a fresh adapter, its attention ready to be recorded where maps are made."""
     model = load_model(settings.policy, settings.compute)
-    allocation = settings.allocation
-    if allocation.source != "none":
-        model.watch(allocation.blocks, allocation.heads)
+    if blocks := recorded_blocks(settings.allocation):
+        model.watch(blocks, settings.allocation.heads)
     return Policy(model, settings.policy.lora, seed)
 
 
@@ -126,9 +140,9 @@ def train(
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit, on prompts that cannot be scored, on a folder that another training holds and on a full disk, before any
-    work; RuntimeError when rollout and update disagree; ScorerFailed; Diverged on numbers that are not finite and above training.max_kl, after training.step_backs; Preempted, when
-    asked to stop, after writing a checkpoint of the last whole epoch; Stalled, after writing one, where
-    training.stop_without_advantage or training.stop_without_better says so.
+    work; RuntimeError when rollout and update disagree; ScorerFailed; Diverged on numbers that are not finite and above
+    training.max_kl, after training.step_backs; Preempted, when asked to stop, after writing a checkpoint of the last whole
+    epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
     """
     processes = Processes()
     check(settings, prompts, processes.count)

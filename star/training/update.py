@@ -66,7 +66,7 @@ def fetch(
 
     `updates` has every update's micro-batches by process. Only what the update reads comes along: the trained steps.
     """
-    read = {"latents_RSCHW": rollouts.latents_RSCHW, "region_Rhw": rollouts.region_Rhw}
+    read = {name: getattr(rollouts, name) for name in ("latents_RSCHW", "region_Rhw", "contrast_RThw")}
     if rollouts.log_prob_RTHW is not None:
         read["latents_RSCHW"] = rollouts.latents_RSCHW[:, trained.start : trained.stop + 1]
         read["log_prob_RTHW"] = rollouts.log_prob_RTHW[:, trained.start : trained.stop]

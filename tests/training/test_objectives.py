@@ -15,10 +15,10 @@ from star.training import train as trainer
 OLD = ("nft", "pepg", "awm")  # which keep an old policy
 METHODS = {  # objective and allocation
     "flow_grpo": ("{name: flow_grpo}", "{source: attention}"),
-    "guard": ("{name: guard, form: per_location}", "{source: attention}"),
+    "guard": ("{name: guard, form: per_location}", "{source: covariance, contrast_latents: step, blocks: []}"),
     "nft": ("{name: nft, form: per_location}", "{source: attention, control: random}"),
     "pepg": ("{name: pepg, drop_equal_groups: true}", "{source: oracle}"),
-    "awm": ("{name: awm, times: 1, old_rate: 0.5}", "{source: attention}"),
+    "awm": ("{name: awm, times: 1, old_rate: 0.5}", "{source: deviation, blocks: []}"),
 }
 
 
@@ -88,6 +88,10 @@ def test_maps_change_the_update_and_not_the_first_rollouts_and_ones_are_the_scal
         (["rollout.window=1"], r"rollout\.window: nft samples without noise .*; set it to null"),
         (["rollout.sampler=cps"], r"rollout\.sampler: nft samples without noise .*; leave cps out"),
         (["allocation.normalisation=per_trajectory"], r"allocation\.normalisation: nft .*; use per_step"),
+        (
+            ["methods.star.allocation={source: covariance, contrast_latents: step}"],
+            r"allocation\.contrast_latents: nft .*; set it to final",
+        ),
         (["allocation.steps=first"], r"allocation\.steps: nft .*; set it to each"),
         (
             ["objective.times=3"],
@@ -102,6 +106,24 @@ def test_what_clean_rollouts_do_not_have_is_refused_before_work(
 ) -> None:
     with pytest.raises(InputError, match=key) as refused:
         train(random_base, tmp_path / "none", "star", "objective={name: nft}", "rollout.same_start=false", *changes)
+    assert "\n" not in str(refused.value) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (["methods.star.allocation={source: attention_deviation, blocks: []}"], r"allocation\.blocks: name the transformer"),
+        (
+            ["methods.star.allocation={source: covariance}", "rollout.group_size=2"],
+            r"rollout\.group_size: 2 leaves one other rollout, .*; raise it to 3 or more, or set allocation\.leave_one_out",
+        ),
+    ],
+)
+def test_maps_of_contrast_without_what_they_need_are_refused_before_work(
+    random_base: Path, tmp_path: Path, changes: list[str], key: str
+) -> None:
+    with pytest.raises(InputError, match=key) as refused:
+        train(random_base, tmp_path / "none", "star", *changes)
     assert "\n" not in str(refused.value) and not (tmp_path / "none").exists()
 
 
