@@ -221,3 +221,48 @@ def test_an_arrow_upwards_and_a_circle_are_seen() -> None:
     )
     assert floor("star.cli") > floor("star.config.key") > floor("star.hub.lock") > floor("star.config.sections")
     assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+
+
+def private(source: str) -> list[str]:
+    """The names with one leading underscore that a test takes from elsewhere, with their lines.
+
+    A class's own (`self._x`) are no one else's. `_replace` and the like belong to what a named tuple offers in public.
+    """
+    offered = {"_replace", "_asdict", "_fields", "_make"}
+
+    def hidden(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__") and name not in offered
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [name for _, name in imported(node) if name.startswith("star.")]
+        elif isinstance(node, ast.Attribute):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            names = [] if own else [node.attr]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("setattr", "getattr", "delattr"):
+            names = [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        else:
+            names = []
+        found += [f"line {node.lineno}: {name}" for name in names if any(hidden(part) for part in name.split("."))]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_tests_use_no_private_names(path: Path) -> None:
+    assert private(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_private_name_is_seen() -> None:
+    for source in (
+        "from star.code import _path",
+        "import star._rooms",
+        "code._path('star.cli')",
+        "pool._executor._processes.values()",
+        "monkeypatch.setattr(code, '_path', 1)",
+        "monkeypatch.setattr('star.code._path', 1)",
+        "getattr(code, '_path')",
+    ):
+        assert private(source), source
+    for source in ("self._x = 1", "pair._replace(left=1)", "row['_step']", "code.__doc__", "from os import _exit"):
+        assert private(source) == [], source
