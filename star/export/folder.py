@@ -113,7 +113,7 @@ def write(source: Source, out: Path, policy: PolicySettings, base: str | None = 
     if source.run:
         shutil.copyfile(source.run.settings, draft / "settings.json")
     shown = _pictures(source, settings["task"], draft) if settings else []
-    licence, notes = _licence(drawing, base)
+    licence, notes = licence_of(drawing, base)
     data = _front_matter(_hub_base(drawing["model"], base), licence, shown)
     body = _body(out.name, source, settings, drawing, {"scores": scores, "guards": guards, "shown": shown, "notes": notes})
     write_text(draft / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")))
@@ -223,7 +223,7 @@ def _hub_base(model: str, base: str | None) -> str | None:
     return base or (model if is_repository(model) else None)
 
 
-def _licence(drawing: dict, base: str | None) -> tuple[dict[str, str], list[str]]:
+def licence_of(drawing: dict, base: str | None) -> tuple[dict[str, str], list[str]]:
     """The base's licence as its own card has it, under the hub's keys, and what a person must settle before publishing."""
     model, notes = drawing["model"], []
     if _hub_base(model, base) is None:
