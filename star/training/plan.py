@@ -13,7 +13,7 @@ from star.objectives.door import make_objective
 from star.training.epoch import trained_steps
 
 _GIB = 2**30
-_ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
+_ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; two more in a backward pass or a step
 
 
 def describe(settings: RunSettings, processes: int) -> list[str]:

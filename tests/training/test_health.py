@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainings import ROOT, SMALL, config, metrics, train
+from trainings import ROOT, SMALL, config, metrics, session, train
 
 from star.cli import main
 from star.config import run_settings
 from star.errors import Stalled
 from star.layout import Run
 from star.prompts import make
+from star.scoring.pool import RewardPool
 from star.training import health
 from star.training import train as trainer
+from star.training.epoch import prepare_epoch, run_epoch
 from star.training.learner import Learner
+from star.training.metrics import Meter
+from star.training.rollout import sample_rollouts
+from star.training.update import accumulate, velocities_at
 
 SIDE, PROMPTS, TIMES = 64, 8, 16
 
@@ -143,6 +148,35 @@ def test_numbers_by_denoising_step_and_the_signal_of_gradients(random_base: Path
         for t, deviation in enumerate(steps):  # log r = r - 1 in the first order
             assert row[f"log_prob_change_step{t}"] == pytest.approx(deviation, rel=0.05)
         assert -1 <= row["gradient_signal"] <= 1
+
+
+def test_gradients_by_denoising_step_are_those_of_each_steps_own_loss(
+    random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    chosen = config(random_base, "policy.precision=float32")
+    settings, prompts = run_settings(chosen, "preference", "flow_grpo"), make.records(chosen, "preference", "train")
+    with RewardPool(settings.reward, settings.scorers, 0) as pool:
+        own = session(settings, prompts, pool)
+        run_epoch(own, 1, first=True)  # the momentum that gradients are compared with
+        epoch = prepare_epoch(own, 2)
+        rollouts = sample_rollouts(own, epoch)
+    advantage_B, rows = own.objective.advantages(rollouts.reward_B, rollouts.prompt_B), np.arange(4)
+    meter, seen = accumulate(own, epoch, rollouts, batches=[(rows, 3)], advantage_B=advantage_B, map_RTHW=None), Meter(2)
+    seen.extend(meter)
+    row, parameters = seen.row(own.processes), own.learner.parameters
+    momenta = torch.cat([own.learner.optimizer.state[p]["exp_avg"].flatten() for p in parameters])
+    for point in own.objective.points(epoch, rollouts, rows):
+        text = epoch.text[torch.from_numpy(rollouts.prompt_B[rows])]
+        velocities = velocities_at(own.learner, point, text, asks=own.objective.asks, recorder=None)
+        advantage_M = torch.from_numpy(advantage_B[rows]).float()
+        terms = own.objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=None)
+        loss = sum(weight * part_M[:3].mean() for weight, part_M in terms.parts.values())
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        assert row[f"grad_norm_step{point.step}"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+        cosine = torch.nn.functional.cosine_similarity(gradient, momenta, dim=0).item()
+        assert row[f"gradient_signal_step{point.step}"] == pytest.approx(cosine, abs=1e-4)
+    assert {name for name in row if name.startswith("grad_norm_step")} == {"grad_norm_step0", "grad_norm_step1"}
 
 
 def test_the_signal_is_the_cosine_with_the_momentum(random_base: Path) -> None:
