@@ -139,7 +139,7 @@ FLOORS = (
     ("scoring", "objectives"),
     ("prompts.make", "prompts.show", "hub.sources", "hub.fetch"),
     ("training", "measure", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
-    ("pretraining",),
+    ("pretraining", "kit"),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

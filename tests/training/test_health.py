@@ -59,6 +59,26 @@ def test_the_warning_comes_before_the_guards_have_halved_and_never_in_a_healthy_
     assert 0 < warned < halved
 
 
+RECORDED = Path(__file__).parent / "recorded"  # measured on the fixed pictures of real trainings of the miniature
+
+
+def test_in_a_recorded_collapse_the_warning_comes_before_a_guard_has_halved() -> None:
+    """config/miniature.yaml, preference, flow_grpo, seed 0, without KL at eight times the rate; pictures every two epochs."""
+    first, *later = (json.loads(line) for line in (RECORDED / "collapse.jsonl").read_text().splitlines())
+    warned = next(row["epoch"] for row in later if health.fallen(first, row))
+    halved = next(row["epoch"] for row in later if any(row[guard] < first[guard] / 2 for guard in health.FALLEN))
+    assert (warned, halved) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "run", sorted(set(RECORDED.glob("*.jsonl")) - {RECORDED / "collapse.jsonl"}), ids=lambda file: file.stem
+)
+def test_there_is_no_warning_in_a_recorded_healthy_run(run: Path) -> None:
+    """The same configuration at its own settings, ten epochs of 32 images, by task and seed."""
+    first, *later = (json.loads(line) for line in run.read_text().splitlines())
+    assert later[-1]["epoch"] == 10 and not any(health.fallen(first, row) for row in later)
+
+
 def test_no_recorded_training_would_have_been_warned_of() -> None:
     """Of edges and colours; diversity by pixels was not recorded."""
     files = sorted((ROOT / "docs/lab-notes/2026-11-half-strength/evidence/data").glob("*.json.gz"))
