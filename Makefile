@@ -1,6 +1,7 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only (PORT=5000)
 # make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked; none are collected at full strength yet
+# make kit CONFIG=... TASK=...   everything tried small on this machine, one file to send back (docs/kit.md)
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
@@ -18,7 +19,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-browser bench lint ui report schema
+.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-browser bench lint ui report schema kit
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -71,6 +72,10 @@ lint: install
 
 ui: install
 	@exec $(BIN)/star ui --config $(CONFIG) --port $(PORT)
+
+kit: install
+	@$(BIN)/star fetch --config $(CONFIG)
+	@out=$$($(RESULTS))/kit && $(BIN)/star kit --config $(CONFIG) --task $(TASK) --out $$out
 
 report: install
 	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html

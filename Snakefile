@@ -37,6 +37,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
+include: "workflow/rules/kit.smk"
 
 
 rule all:

@@ -22,6 +22,7 @@ from star.credit import commands as credit
 from star.errors import Diverged, InputError, Preempted, ScorerFailed, Stalled
 from star.export import commands as export
 from star.files import UNWRITABLE, require_writable, write_text
+from star.kit import commands as kit
 from star.prompts import make
 from star.prompts.record import read
 from star.runtime import declare_torchvision
@@ -334,6 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, help="where to write it instead (default: FILE itself)")
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
+
+    kit_help = "try everything small on this machine: weights, scorers, each objective; one file to send back"
+    kit.add_arguments(stage("kit", kit.run, kit_help))
 
     compare.add_compare_arguments(stage("compare", compare.compare, "write a page for judging two folders of pictures blind"))
     compare.add_votes_arguments(stage("votes", compare.votes, "sum people's votes up: win rate, agreement, scores beside it"))

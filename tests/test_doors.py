@@ -145,8 +145,8 @@ FLOORS = (
     ("models", "config.key"),
     ("scoring", "objectives"),
     ("prompts.make", "prompts.show", "hub.sources", "hub.fetch"),
-    ("training", "credit", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
-    ("pretraining",),
+    ("training", "credit", "measure", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
+    ("pretraining", "kit"),
     ("cli",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

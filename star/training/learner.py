@@ -98,19 +98,24 @@ class Learner:
         """Old weights = decay x old weights + (1 - decay) x weights."""
         torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part of the loss."""
+    def backward(self, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Add the gradient of a part of the loss; returns the norm of what was added, and its `signal`."""
+        before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         self.scaler.scale(loss).backward()
+        added = [p.grad if b is None else p.grad - b for p, b in zip(self.parameters, before, strict=True)]
+        return torch.nn.utils.get_total_norm(added) / self.scaler.get_scale(), self._cosine_with_momentum(added)
 
-    @torch.no_grad()
     def signal(self) -> torch.Tensor | None:
         """The cosine of the added gradients with AdamW's momentum, -1..1; None before the first optimizer step.
 
         Near 0 the gradients of successive updates have nothing in common. A gradient that is not finite gives 0.
         """
+        return self._cosine_with_momentum([p.grad for p in self.parameters])
+
+    @torch.no_grad()
+    def _cosine_with_momentum(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
         if not self.optimizer.state:
             return None
-        gradients = [p.grad for p in self.parameters]
         momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters]
         inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
         norms = torch.nn.utils.get_total_norm(gradients) * torch.nn.utils.get_total_norm(momenta)

@@ -25,8 +25,8 @@ from star.training import health
 if TYPE_CHECKING:
     from star.training.epoch import Session
 
-_OF_PROMPT = 2  # pictures: as few as tell whether they differ
-_TILE = 320  # pixels of a side at most, in the grid
+OF_PROMPT = 2  # pictures: as few as tell whether they differ
+TILE = 320  # pixels of a side at most, in the grid
 
 
 class Pictures:
@@ -65,9 +65,9 @@ class Pictures:
             pictures = self._drawn()
         if not first:
             return {}
-        records = [prompt for prompt in self._prompts for _ in range(_OF_PROMPT)]
+        records = [prompt for prompt in self._prompts for _ in range(OF_PROMPT)]
         reward_P, _ = session.pool.submit(pictures, records).result()
-        groups = [pictures[i : i + _OF_PROMPT] for i in range(0, len(pictures), _OF_PROMPT)]
+        groups = [pictures[i : i + OF_PROMPT] for i in range(0, len(pictures), OF_PROMPT)]
         measured = {"reward": float(np.mean(reward_P)), **health.measure(groups)}
         with whole(self._run.picture(epoch)) as draft:
             _grid(groups).save(draft, "PNG")
@@ -80,8 +80,8 @@ class Pictures:
         """The pictures of all prompts, those of one prompt side by side; in batches of the rollouts' size at most."""
         learner, batch = self._session.learner, self._session.settings.rollout.batch
         model, pictures = self._model, []
-        place_P = np.repeat(np.arange(len(self._prompts)), _OF_PROMPT)
-        names = [(prompt.id, k) for prompt in self._prompts for k in range(_OF_PROMPT)]
+        place_P = np.repeat(np.arange(len(self._prompts)), OF_PROMPT)
+        names = [(prompt.id, k) for prompt in self._prompts for k in range(OF_PROMPT)]
         with learner.policy.using(learner.ema.average):
             for start in range(0, len(names), batch):
                 chosen = np.arange(start, min(start + batch, len(names)))
@@ -121,5 +121,5 @@ def measured(run: Run) -> list[dict]:
 def _grid(groups: list[list[np.ndarray]]) -> Image.Image:
     """A prompt a column, its pictures below each other."""
     grid = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in zip(*groups, strict=True)], axis=0))
-    grid.thumbnail((len(groups) * _TILE, _OF_PROMPT * _TILE))
+    grid.thumbnail((len(groups) * TILE, OF_PROMPT * TILE))
     return grid

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from star.config import RunSettings
+from star.config import RunSettings, published_epochs
 from star.models.door import FlowModel
 from star.models.policy import Policy
 from star.objectives.door import make_objective
 from star.training.epoch import trained_steps
+from star.training.pictures import OF_PROMPT, TILE
 
 _GIB = 2**30
 # float32: weights, gradient, two moments of AdamW, average; a step's start and change. An old policy is one more.
@@ -71,6 +72,35 @@ def describe_memory(policy: Policy, settings: RunSettings, processes: int) -> li
         f"text encoders {gib['text encoders']:.2f} while prompts are encoded",
         f"memory   estimated peak of a process {gib['peak']:.1f} GiB",
     ]
+
+
+def describe_disk(policy: Policy, settings: RunSettings) -> list[str]:
+    """What a whole training leaves on the disk, from `disk_bytes`, in a line."""
+    gib = {part: size / _GIB for part, size in disk_bytes(policy, settings).items()}
+    published = len(published_epochs(settings))
+    return [
+        f"disk     states {gib['states']:.3f} GiB ({settings.checkpoints.keep_states} kept, and one while it is written), "
+        f"adapters {gib['adapters']:.3f} ({published} epochs), pictures at most {gib['pictures']:.3f}; "
+        f"in all {gib['all']:.3f}, however long it trains but for adapters and pictures"
+    ]
+
+
+def disk_bytes(policy: Policy, settings: RunSettings) -> dict[str, int]:
+    """Bytes that a training leaves at its end, by part and in `all`. Test pictures are not its own, nor a few kB an epoch.
+
+    A state has weights, average, two moments of AdamW and an old policy's weights. Pictures are counted uncompressed.
+    """
+    adapter = _bytes(policy.model.transformer, trained=True)
+    copies = 4 + ("old" in make_objective(settings).asks)
+    published, tracking = published_epochs(settings), settings.tracking
+    drawn = {0, *published, *range(tracking.every, settings.training.epochs + 1, tracking.every)} if tracking.prompts else ()
+    tile = min(TILE, settings.policy.resolution)
+    parts = {
+        "states": (settings.checkpoints.keep_states + 1) * copies * adapter,
+        "adapters": len(published) * adapter,
+        "pictures": len(drawn) * tracking.prompts * OF_PROMPT * tile**2 * 3,
+    }
+    return parts | {"all": sum(parts.values())}
 
 
 def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[str, float]:

@@ -32,8 +32,8 @@ class Rollouts:
     `reward_B` is the weighted sum of `scorer_B`, the rewards by scorer. `row_R` has the places of the held ones in the epoch.
     Latents lie on the CPU: of noisy rollouts the whole trajectories, of clean ones the last alone (S = 1, T = 0). `region_Rhw`
     is the share of every token that the picture's true objects cover, where the world can tell. `sampled_N` and
-    `sampled_scorer_N` are the rewards of all images that were sampled, of groups that others took the place of too. `contrast_RThw` is
-    there once groups were compared (star/training/maps.py).
+    `sampled_scorer_N` are the rewards of all images that were sampled, of groups that others took the place of too.
+    `contrast_RThw` is there once groups were compared (star/training/maps.py).
     """
 
     latents_RSCHW: torch.Tensor

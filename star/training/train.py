@@ -26,7 +26,7 @@ from star.training import checkpoint, folder, health, pictures
 from star.training.epoch import Session, last_trained, run_epoch, trained_steps
 from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
-from star.training.plan import describe, describe_device, describe_memory
+from star.training.plan import describe, describe_device, describe_disk, describe_memory
 from star.training.processes import Processes
 from star.worlds.door import world
 
@@ -125,7 +125,8 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     processes = settings.compute.processes
     check(settings, prompts, processes)
     policy = make_policy(settings, seed)
-    print(*describe(settings, processes), describe_device(policy), *describe_memory(policy, settings, processes), sep="\n")
+    memory, disk = describe_memory(policy, settings, processes), describe_disk(policy, settings)
+    print(*describe(settings, processes), describe_device(policy), *memory, *disk, sep="\n")
 
 
 def train(

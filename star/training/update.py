@@ -135,7 +135,8 @@ def accumulate(
             terms = objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=map_MHW)
             sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
             loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
-            learner.backward(loss)
+            norm, signal = learner.backward(loss)
+            meter.add_gradient(norm, signal, count=count, total=total, step=point.step)
             meter.add(terms, sums | {"loss": loss}, count=count, total=total, step=point.step, prompts=prompts)
     return meter
 
