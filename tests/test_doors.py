@@ -145,7 +145,7 @@ FLOORS = (
     ("models", "config.key"),
     ("scoring", "objectives"),
     ("prompts.make", "prompts.show", "hub.sources", "hub.fetch"),
-    ("training", "credit", "measure", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
+    ("training", "credit", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
     ("pretraining", "kit"),
     ("cli",),
 )
