@@ -83,7 +83,7 @@ def test_a_process_of_the_same_number_is_not_the_owner(locked: Path, changed: di
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({}, f"a snakemake is at work here (process {os.getpid()}); wait for it"),
+        ({}, "a snakemake is at work here (process {pid}); wait for it"),
         ({"host": "elsewhere"}, "locked by a snakemake on elsewhere (process"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_lock_whose_owner_may_live_is_left(locked: Path, changed: dict, words:
     own = _noted(locked, **changed)
     assert lock_owner.lift(own) is None and (locked / ".snakemake/locks/0.output.lock").exists()
     said = lock_owner.explain(own)
-    assert words in said and "\n" not in said and ("--unlock" in said) == ("host" in changed)
+    assert words.format(pid=os.getpid()) in said and "\n" not in said and ("--unlock" in said) == ("host" in changed)
 
 
 def test_nothing_starts_beside_jobs_that_live_on_were_the_lock_lifted_by_hand(locked: Path) -> None:
