@@ -35,10 +35,9 @@ $(STAMP): pyproject.toml
 reproduce: install
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@results=$$($(RESULTS)) && echo && cat $$results/tables/main.md && echo && \
-	echo "Tables   $$results/tables/" && \
-	echo "Figures  $$results/figures/" && \
-	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
-	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
+	echo "Look     $$results/report.html (one page: pictures, curves, tables, maps)" && \
+	echo "Before and after   $$results/figures/samples.svg" && \
+	echo "Next     make ui (compare runs in MLflow), docs/tutorial.md (your own reward and prompts)"
 
 evidence: install
 	$(BIN)/star evidence --config config/experiments/evidence-miniature.yaml --data $(EVIDENCE)/data --out $(EVIDENCE) --check $(EVIDENCE).md
@@ -78,7 +77,7 @@ kit: install
 	@out=$$($(RESULTS))/kit && $(BIN)/star kit --config $(CONFIG) --task $(TASK) --out $$out
 
 report: install
-	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
+	@page=$$($(RESULTS))/report.html && $(BIN)/star report --config $(CONFIG) --out $$page && echo "Open $$page"
 
 schema: install # after a change of star/config: the JSON schema and the tables of keys in config/README.md
 	$(BIN)/python -m star.config.reference

@@ -34,6 +34,7 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/maps.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/report_page.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
@@ -46,6 +47,7 @@ rule all:
     default_target: True
     input:
         rules.tables.output,
+        rules.report_page.output,
         rules.log_tables.output,
         all_prompts(),
         all_trained(),

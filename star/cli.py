@@ -151,6 +151,12 @@ def _tables(args: argparse.Namespace) -> None:
     tables.write(configuration.load(args.config, args.set), args.out)
 
 
+def _report(args: argparse.Namespace) -> None:
+    from star.report import page
+
+    page.write(configuration.load(args.config, args.set), args.out)
+
+
 def _evidence(args: argparse.Namespace) -> None:
     if not (args.collect or args.out or args.check):
         raise InputError("--collect, --out, --check: give one or more, else there is nothing to do")
@@ -301,6 +307,9 @@ def _parser() -> argparse.ArgumentParser:
 
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)
+
+    s = stage("report", _report, "put pictures, curves, tables and maps on one HTML page")
+    s.add_argument("--out", type=Path, required=True, help="the page")
 
     s = stage("evidence", _evidence, "compare methods over several seeds: tables, figures and a page from collected runs")
     s.add_argument("--data", type=Path, help="folder of collected runs, small enough to keep in git")

@@ -139,13 +139,13 @@ def test_a_trespass_is_seen() -> None:
 
 # Rooms and modules of star from the lowest floor to the highest; a module that is named stands above the rest of its room.
 FLOORS = (
-    ("errors", "files", "code", "config", "layout", "runtime"),
+    ("errors", "files", "code", "config", "layout", "lock_owner", "runtime"),
     ("prompts",),
     ("flow", "allocation", "worlds", "hub"),
     ("models", "config.key"),
     ("scoring", "objectives"),
     ("prompts.make", "prompts.show", "hub.sources", "hub.fetch"),
-    ("training", "credit", "sampling", "analysis", "evidence", "compare", "export", "doctor", "tracking"),
+    ("training", "credit", "sampling", "analysis", "report", "evidence", "compare", "export", "doctor", "tracking"),
     ("pretraining", "kit"),
     ("cli",),
 )

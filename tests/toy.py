@@ -63,6 +63,8 @@ elif stage == "evidence":
     for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
         put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
     put(f"{given['--out']}/tables.md")
+elif stage == "report":
+    put(given["--out"])
 elif stage == "tables":
     for name in ("main", "categories", "cost", "ablation", "guards"):
         for form in ("csv", "md", "tex"):

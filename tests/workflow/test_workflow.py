@@ -40,6 +40,7 @@ def test_a_run_calls_every_stage_as_often_as_it_must(finished: Toy):
         "maps": 2,  # star only
         "log": 7,  # 2 tasks x (base + 2 methods), and the tables
         "tables": 1,
+        "report": 1,
     }
     untrained = [call for call in finished.calls() if call.startswith("sample") and "/base/" in call]
     assert len(untrained) == 2 and not any("--adapter" in call for call in untrained)
@@ -61,7 +62,7 @@ def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: 
 
 def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
     jobs, printed = finished.planned("--config", "methods={star: {optimizer: {learning_rate: 0.5}}}")
-    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "report_page": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
 
 
@@ -69,7 +70,14 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
     report = "tasks={letters: {report: [ocr, pickscore, 'own:reward']}}"
     (toy.folder / "own.py").write_text("def reward(pictures, prompts):\n    return [0.0] * len(pictures)\n")
     jobs, printed = toy.planned("--config", report)
-    assert jobs == {"score_by_pickscore": 3, "score_by_own_reward": 3, "log": 3, "tables": 1, "log_tables": 1}, printed
+    assert jobs == {
+        "score_by_pickscore": 3,
+        "score_by_own_reward": 3,
+        "log": 3,
+        "tables": 1,
+        "report_page": 1,
+        "log_tables": 1,
+    }, printed
     done = toy.snakemake("--config", report, "--until", "log")
     assert done.returncode == 0, done.stdout
     scores = toy.folder / "results/toy/letters/star/seed0/scores"
@@ -119,7 +127,16 @@ def test_what_cannot_be_is_refused_before_work(finished: Toy, said: str, words: 
 
 def test_a_second_seed_makes_evidence(toy: Toy):
     jobs, _ = toy.planned("--config", "seeds=[0, 1]")
-    assert jobs == {"train": 4, "sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
+    assert jobs == {
+        "train": 4,
+        "sample": 6,
+        "score": 6,
+        "log": 6,
+        "tables": 1,
+        "report_page": 1,
+        "log_tables": 1,
+        "evidence": 1,
+    }
     done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
     assert done.returncode == 0, done.stdout
     assert (toy.folder / "results/toy/evidence/tables.md").exists()
@@ -135,14 +152,14 @@ def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
 
 def test_changed_evaluation_trains_nothing(finished: Toy):
     jobs, _ = finished.planned("--config", "evaluation={steps: 3}")
-    assert jobs == {"sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1}
+    assert jobs == {"sample": 6, "score": 6, "log": 6, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_pictures_that_were_redone_are_scored_again(toy: Toy):
     # Their prompt list has the same content as before: going by checksums would keep the old scores.
     (toy.folder / "results/toy/letters/star/seed0/samples/epoch0004/prompts.jsonl").touch()
     jobs, _ = toy.planned()
-    assert jobs == {"score": 1, "log": 1, "tables": 1, "log_tables": 1}
+    assert jobs == {"score": 1, "log": 1, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(toy: Toy):
@@ -154,7 +171,7 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     assert (run / "checkpoints/epoch0002/state/progress.json").exists() and not (run / "trained.sha256").exists()
     # Snakemake took the checksums away; it must not be content with the old scores and tables.
     jobs, _ = toy.planned(*changed)
-    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
