@@ -298,9 +298,11 @@ def _database(folder: Path) -> tuple[bool, str]:
     return list(machine.check(_config(f"results={folder}")))[-1]
 
 
-def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
+def test_the_database_is_judged_and_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     database = tmp_path / "mlflow.db"
     assert _database(tmp_path) == (True, f"MLflow: {database} will be made by the first run")
     assert not database.exists()
@@ -321,6 +323,7 @@ def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
     other.write_bytes(b"no database" * 100)
     fine, line = _database(other.parent)
     assert not fine and "file is not a database" in line and "\n" not in line
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.parametrize(
