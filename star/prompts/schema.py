@@ -17,9 +17,17 @@ KINDS = ("object", "attribute", "count", "relation", "text")
 def parsed(text: str, where: str, expected: str) -> Any:
     """JSON of somebody else's. Raises InputError: not `expected`."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise InputError(f"{where}: not {expected} ({_short(error)})") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key `{next(key for key in keys if keys.count(key) > 1)}` stands twice")
+    return found
 
 
 def line(row: Any, where: str) -> dict[str, Any]:
