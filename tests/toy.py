@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -18,7 +19,13 @@ from pathlib import Path
 import yaml
 
 stage, *rest = sys.argv[1:]
-given = dict(zip(rest[::2], rest[1::2])) if stage != "evidence" else dict(zip(rest[3::2], rest[4::2]))
+several, option = {}, None
+for word in rest:
+    if word.startswith("--"):
+        option, several[word] = word, []
+    else:
+        several[option].append(word)
+given = {option: words[0] for option, words in several.items() if words}
 with open("calls.txt", "a") as file:
     print(stage, *rest, file=file)
 with open("offline.txt", "a") as file:
@@ -31,9 +38,8 @@ def put(path, text="x"):
 if stage == "prompts":
     put(given["--out"])
 elif stage == "score":
-    put(given["--out"])
-    if "--guards" in given:
-        put(given["--guards"])
+    for file in several["--out"] + several.get("--guards", []):
+        put(file)
 elif stage == "train":
     if Path("wait").exists():
         put("training.pid", str(os.getpid()))
@@ -46,8 +52,9 @@ elif stage == "train":
         if Path("stop").exists():
             sys.exit("stopped after the first checkpoint")
 elif stage == "sample":
-    put(f"{given['--out']}/00000/samples/0000.png")
-    put(f"{given['--out']}/prompts.jsonl")
+    for folder in several["--out"]:
+        put(f"{folder}/00000/samples/0000.png")
+        put(f"{folder}/prompts.jsonl")
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
@@ -109,7 +116,9 @@ class Toy:
         done = self.snakemake("-n", *arguments)
         assert done.returncode == 0, done.stdout
         table = re.search(r"Job stats:\n.*\n.*\n((?:\w+ +\d+\n)+)", done.stdout)
-        jobs = {name: int(n) for name, n in (row.split() for row in table[1].splitlines())} if table else {}
+        jobs = Counter()
+        for name, n in (row.split() for row in table[1].splitlines()) if table else ():
+            jobs[re.sub(r"^(sample|score)_(shapes|letters|preference)_(base|flow_grpo|star)", r"\1", name)] += int(n)
         return {name: n for name, n in jobs.items() if name not in ("all", "total")}, done.stdout
 
     def calls(self) -> list[str]:
