@@ -204,6 +204,7 @@ MISFITS = [
     (ring(count=True), "is True"),
     (ring(count=0), "is 0"),
     (ring(count=float("nan")), "is nan"),
+    (ring(colour="red"), r"`metadata.include\[0\]` has the key 'colour', which nothing would judge"),
     (ring(color=None), r"`metadata.include\[0\].color` is None, not text"),
     (ring(position=["above"]), r"`metadata.include\[0\].position` is \['above'\], not \[relation"),
     (ring(position=["above", -1]), r"position\[1\]` is -1"),
