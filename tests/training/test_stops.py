@@ -123,7 +123,7 @@ def test_ctrl_c_elsewhere_is_one_line_and_exit_130(
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("star.scoring.folder.score", interrupted)
+    monkeypatch.setattr("star.scoring.folder.score_folders", interrupted)
     monkeypatch.chdir(ROOT)
     try:
         assert cli.main(["score", "--scorer", "ocr", "--images", "x", "--out", str(tmp_path / "s.jsonl")]) == 130
