@@ -364,8 +364,8 @@ def _require_places(args: argparse.Namespace) -> None:
     """Raise InputError, before any work, when what a stage writes cannot be written where it is to go."""
     folders = args.stage not in _WRITE_A_FILE or (args.stage == "score" and args.all)
     for option, folder in (("out", folders), ("guards", False), ("work", True)):
-        place = getattr(args, option, None)
-        if place is not None:
+        given = getattr(args, option, None) or []
+        for place in given if isinstance(given, list) else [given]:
             require_writable(place, folder)
     if getattr(args, "collect", False) and args.data is not None:
         require_writable(args.data, folder=True)

@@ -43,7 +43,7 @@ elif stage == "score":
 elif stage == "train":
     if Path("wait").exists():
         put("training.pid", str(os.getpid()))
-        time.sleep(120)
+        time.sleep(900)
     config = yaml.safe_load(Path(given["--config"]).read_text())
     every = config["checkpoints"]["every"]
     for step in range(every, config["training"]["epochs"] + 1, every):

@@ -104,6 +104,8 @@ class Config(Section):
     @field_validator("results")
     @classmethod
     def _results_lie_where_a_shell_finds_them(cls, results: str) -> str:
+        if results.startswith("-"):
+            raise ValueError(f"{results!r} would be taken for an option; write ./{results}")
         if not _SHELL_SAFE.fullmatch(results):
             raise ValueError(f"{results!r} has a letter that a shell would take apart; use letters, digits and ./_-+@=,")
         return results

@@ -41,6 +41,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is a switch, which this key is not")
+        switches = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, bool)]
+        if switches and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{str(switches[0]).lower()} is a switch, which this key is not")
         return value

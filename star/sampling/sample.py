@@ -49,13 +49,17 @@ def _is_whole(path: Path) -> bool:
         return file.read() == _END
 
 
-def _folder(out: Path, number: int, record: Prompt) -> Path:
-    """The prompt's folder with its official metadata line."""
+def _pictures(out: Path, prompts: int, images: int) -> list[tuple[int, int, Path]]:
+    """(prompt, picture, file) of all pictures that belong into a folder."""
+    return [(n, k, out / f"{n:05d}" / "samples" / f"{k:04d}.png") for n in range(prompts) for k in range(images)]
+
+
+def _write_metadata(out: Path, number: int, record: Prompt) -> None:
+    """Make the prompt's folder with its official metadata line."""
     folder = out / f"{number:05d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     metadata = {**record.metadata, **{k: v for k, v in record.as_dict().items() if k in ("prompt", "id", "task", "core")}}
     (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
-    return folder
 
 
 def draw(model: FlowModel, text: Text, *, schedule: Schedule, names: list[tuple[str, int]], seed: int) -> list[np.ndarray]:
@@ -97,9 +101,9 @@ def sample_checkpoints(
     A folder's pictures are drawn under its adapter, None for the base. Base and prompts are loaded and encoded once. Returns
     how many pictures were drawn. Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise.
     Pictures that are already there are kept; `prompts.jsonl` in a folder is written last. Raises InputError when prompts, base
-    or an adapter are missing, or when a folder holds pictures of other weights, prompts or settings: before any is drawn; and
-    when the disk has no room for a folder's pictures. To `start_over` these are removed: what this stage itself has written can
-    be drawn again. Other files in a folder stay.
+    or an adapter are missing, when the disk has no room for the pictures, or when a folder holds pictures of other weights,
+    prompts or settings: before any is drawn. To `start_over` these are removed: what this stage itself has written can be drawn
+    again. Other files in a folder stay.
     """
     records, evaluation = read(prompts), config.evaluation
 
@@ -117,6 +121,10 @@ def sample_checkpoints(
         )
     for out in others:
         _remove_pictures(out)
+    wanted = [w for out in adapters for w in _pictures(out, len(records), evaluation.images_per_prompt)]
+    missing = sum(not _is_whole(file) for _, _, file in wanted)
+    raw = 3 * math.prod(evaluated_policy(config).size)
+    require_free(next(iter(adapters)), missing * raw * _OF_RAW, f"{missing} pictures, by estimate")
 
     # Base and prompts, once.
     model = load_model(evaluated_policy(config), config.compute)
@@ -154,13 +162,10 @@ class _Drawing(NamedTuple):
 def _draw_missing(drawing: _Drawing, text: Text, out: Path, checkpoint: str) -> int:
     """Draw the pictures that `out` lacks under the adapter in use; returns how many."""
     model, schedule, records, evaluation, seed = drawing
-    wanted = []
     for number, record in enumerate(records):
-        folder = _folder(out, number, record)
-        wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(evaluation.images_per_prompt)]
+        _write_metadata(out, number, record)
+    wanted = _pictures(out, len(records), evaluation.images_per_prompt)
     missing = [w for w in wanted if not _is_whole(w[2])]
-    raw = 3 * math.prod(model.settings.size)
-    require_free(out, len(missing) * raw * _OF_RAW, f"{len(missing)} pictures, by estimate")
     if missing:
         code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)

@@ -209,10 +209,10 @@ def _by_position(file: Path) -> list[torch.Tensor]:
     return [stored[str(i)] for i in range(len(stored))]
 
 
-def resume(checkpoint: Path | None, learner: Learner) -> None:
-    """Restore a checkpoint, but for the rate; with none the learner stays as it is."""
+def resume(checkpoint: Path | None, learner: Learner) -> int:
+    """Restore a checkpoint, but for the rate; returns its epoch, 0 when there is none."""
     if checkpoint is None:
-        return
+        return 0
     state = checkpoint / "state"
     progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     old = state / "old.safetensors"
@@ -227,3 +227,4 @@ def resume(checkpoint: Path | None, learner: Learner) -> None:
             optimizer_steps=progress["optimizer_steps"],
         )
     )
+    return progress["epoch"]

@@ -15,7 +15,7 @@ from star.allocation.sources import contrast, looks_at_attention, recorded_block
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
-from star.layout import Run, epoch_of
+from star.layout import Run
 from star.models.door import load_model
 from star.models.policy import Policy
 from star.objectives.door import make_objective
@@ -168,14 +168,13 @@ def _train_alone(
     # What there is to go on from.
     key = checkpoint.key_of(settings)
     newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
-    done = 0 if newest is None else epoch_of(newest)
-    processes.from_first(lambda: folder.keep_epochs(run.metrics, done))
 
     # The learner, as it was then.
     objective = make_objective(settings)
     learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     untrained = learner.capture() if settings.training.step_backs else None
-    checkpoint.resume(newest, learner)
+    done = checkpoint.resume(newest, learner)
+    processes.from_first(lambda: folder.keep_epochs(run.metrics, done))
     for earlier in processes.from_first(lambda: checkpoint.step_backs(run)):
         learner.slow_down(earlier["factor"])
     processes.from_first(lambda: folder.require_disk(run, learner, settings))
@@ -281,8 +280,7 @@ def _step_back(session: Session, why: Diverged, epoch: int, *, run: Run, key: st
     back_to = processes.from_first(lambda: checkpoint.step_back(run, key, epoch, factor=factor, why=str(why)))
     if back_to is None:
         learner.restore(untrained)
-    done = 0 if back_to is None else epoch_of(back_to)
-    checkpoint.resume(back_to, learner)
+    done = checkpoint.resume(back_to, learner)
     learner.slow_down(factor)
     if processes.rank == 0:
         folder.keep_epochs(run.metrics, done)

@@ -52,9 +52,11 @@ def _start(
 
 
 def _until_epochs(process: subprocess.Popen, run: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= count):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(process.stderr.read())
         time.sleep(0.02)
 
 
@@ -66,7 +68,7 @@ def test_ctrl_c_saves_the_last_whole_epoch_and_no_two_train_in_one_folder(random
         pass
 
     os.killpg(training.pid, signal.SIGINT)  # as a terminal does: the scorers' processes get it too
-    _, said = training.communicate(timeout=60)
+    _, said = training.communicate(timeout=200)
     done = len(metrics(run))
     assert training.returncode == 75 and "Traceback" not in said
     assert f"star train: stopped by Ctrl-C in epoch {done + 1}; the same command goes on from epoch {done}" in said
@@ -102,7 +104,7 @@ def test_a_second_ctrl_c_ends_at_once(numbers: tuple[int, ...], said: str, code:
     process = _start(
         [sys.executable, "-c", STOPPED.format(numbers=[int(number) for number in numbers])], stdout=subprocess.PIPE
     )
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=200)
     assert (printed, process.returncode) == (said, code)
 
 
@@ -111,7 +113,7 @@ def test_nohup_keeps_a_training_from_the_closed_terminal() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process = _start([sys.executable, "-c", STOPPED.format(numbers=[int(signal.SIGHUP)])], ignore, stdout=subprocess.PIPE)
-    assert process.communicate(timeout=60)[0] == ""
+    assert process.communicate(timeout=200)[0] == ""
 
 
 def test_ctrl_c_elsewhere_is_one_line_and_exit_130(
@@ -121,7 +123,7 @@ def test_ctrl_c_elsewhere_is_one_line_and_exit_130(
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("star.scoring.folder.score", interrupted)
+    monkeypatch.setattr("star.scoring.folder.score_folders", interrupted)
     monkeypatch.chdir(ROOT)
     try:
         assert cli.main(["score", "--scorer", "ocr", "--images", "x", "--out", str(tmp_path / "s.jsonl")]) == 130
@@ -134,12 +136,12 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_same_command_goes_on(rand
     command, run = _command(tmp_path, random_base, "training.epochs=2", "tracking.prompts=0"), tmp_path / "run"
     most = 40_000  # bytes of a file, less than a state's weights
     process = _start(command, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith(f"star train: {run}/checkpoints/epoch0001: not written (")
     assert list((run / "checkpoints").iterdir()) == [] and len(metrics(run)) == 1
     process = _start(command)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == 0 and [row["epoch"] for row in metrics(run)] == [1, 2]
 
 
