@@ -88,6 +88,12 @@ class Rollout(Section):
     steps: Positive = Field(10, description="denoising steps")
     noise_level: float = Field(0.7, gt=0, description="a of the sampler: how much noise a step adds")
     groups: Positive = Field(48, description="prompts an epoch")
+    spare_groups: int = Field(
+        0,
+        ge=0,
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take "
+        "the places of such groups, from which nothing is learned. All sampled images count",
+    )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
     same_start: bool = Field(
@@ -129,6 +135,11 @@ class Training(Section):
 
     epochs: Positive = Field(description="rollouts followed by updates; more of them continue a shorter run")
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
+    equal_updates: bool = Field(
+        False,
+        description="cut the rollouts that are kept into equal updates, as Flow-GRPO does, instead of filling one micro-batch "
+        "after the other: AdamW makes an update of two rollouts as large as one of 48",
+    )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
     reward_combination: Literal["sum", "standardised", "advantages"] = Field(

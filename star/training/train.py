@@ -53,8 +53,14 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
             f"rollout.batch: {images} images in batches of {rollout.batch} are {images // rollout.batch}, which {processes} "
             "processes cannot share evenly"
         )
-    if len(prompts) < rollout.groups:
-        raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(prompts)}")
+    spare = rollout.spare_groups * rollout.group_size
+    if spare % (rollout.batch * processes):
+        raise InputError(
+            f"rollout.spare_groups: {spare} images in batches of {rollout.batch} cannot be shared evenly by {processes} "
+            "process(es)"
+        )
+    if len(prompts) < (groups := rollout.groups + rollout.spare_groups):
+        raise InputError(f"rollout.groups: {groups} groups need as many prompts, the file has {len(prompts)}")
     if not any(settings.reward.values()):
         raise InputError("reward: every weight is 0, so nothing would be learned; give one scorer another")
     first, last = rollout.window_range or (0, rollout.steps)
