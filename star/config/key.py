@@ -39,6 +39,7 @@ _MODELS = {  # by scorer: fields that name weights, with those that name their c
     "pickscore": {"model": "revision", "processor": "processor_revision"},
     "clipscore": {"model": "revision"},
     "hpsv2": {"model": "revision", "processor": "processor_revision"},
+    "imagereward": {"model": "revision"},
     "aesthetic": {"model": "revision"},
 }
 

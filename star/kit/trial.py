@@ -35,6 +35,9 @@ from star.training.train import Watched, make_policy, train
 
 _PROMPTS = 8  # whose pictures are sampled, one each, and sent
 _FIXED = 4  # prompts that are drawn before and after an objective's epoch
+_NOTHING_LEARNED = (
+    "no image had an advantage, so there was no update and no ratio; take another --task or --seed, or larger groups"
+)
 _EXPECTED = (InputError, ScorerFailed, Diverged, RuntimeError)  # what the kit is there to find; OutOfMemoryError is the last
 
 
@@ -117,17 +120,24 @@ def _objective(paths: Sequence[Path], sets: Sequence[str], task: str, *, name: s
     run = Run(out / name)
     train(settings, seed, make.records(config, task, "train"), run.folder, watched=Watched(make.fixed(config, task, _FIXED)))
     (row,) = read_jsonl(run.metrics)
-    measured, estimated = row["peak_memory_bytes"] / 2**30, planned["peak"] / 2**30
-    ratio = "every ratio 1 before the first update; " if make_objective(settings).noisy else ""
-    seconds = row["seconds_rollout"] + row["seconds_reward"] + row["seconds_update"]
+    learned = row["zero_advantage_share"] < 1
     return {
-        "said": f"{ratio}{seconds / row['images']:.3g} s an image, peak {measured:.2f} GiB, planned {estimated:.2f} GiB"
-        + ("" if on_gpu else " (of the whole process, on a CPU)"),
+        "fine": learned,
+        "said": _of_epoch(row, planned, settings, on_gpu=on_gpu) if learned else _NOTHING_LEARNED,
         "metrics": row,
         "planned_bytes": planned,
         "passes": plan.passes(settings)._asdict(),
         "settings": settings.model_dump(mode="json"),
     }
+
+
+def _of_epoch(row: dict, planned: dict, settings: RunSettings, *, on_gpu: bool) -> str:
+    """Whether the ratio was 1, seconds an image, and memory beside the plan's, GiB."""
+    measured, estimated = row["peak_memory_bytes"] / 2**30, planned["peak"] / 2**30
+    ratio = "every ratio 1 before the first update; " if make_objective(settings).noisy else ""
+    seconds = row["seconds_rollout"] + row["seconds_reward"] + row["seconds_update"]
+    whose = "" if on_gpu else " (of the whole process, on a CPU)"
+    return f"{ratio}{seconds / row['images']:.3g} s an image, peak {measured:.2f} GiB, planned {estimated:.2f} GiB{whose}"
 
 
 def _settings(paths: Sequence[Path], sets: Sequence[str], task: str, name: str) -> RunSettings:

@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from trainings import ROOT, SMALL
 
@@ -18,6 +19,7 @@ TINY = (
     "evaluation.steps=2",
     "policy.lora={rank: 4, alpha: 8}",
 )
+TWO_FAMILIES = ("guard", "nft")
 SD35 = (
     *("policy.resolution=64", "policy.max_sequence_length=16", "policy.precision=float32", "policy.device=cpu"),
     *(
@@ -37,6 +39,12 @@ def _kit(out: Path, *command: str) -> tuple[int, dict, list[str]]:
         return code, json.loads(packed.read(f"{out.name}/kit.json")), names
 
 
+def _without_letters(folder: Path) -> str:
+    """The miniature without the task whose scorer takes longest to build."""
+    (folder / "kit.yaml").write_text("extends: miniature.yaml\ntasks: {letters: null}\n")
+    return str(folder / "kit.yaml")
+
+
 def _sets(*settings: str) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
@@ -45,12 +53,12 @@ def test_everything_is_tried_and_one_file_has_it(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command = ["--config", "config/miniature.yaml", "--task", "shapes"]
+    command = ["--config", _without_letters(tmp_path), "--task", "preference"]
     command += _sets(*SMALL, *TINY, "training.updates_per_epoch=2", f"policy.model={random_base}")
     _, found, names = _kit(tmp_path / "kit", *command)
     trials = found["trials"]
     assert all(trial["fine"] for trial in trials.values()), trials
-    assert {f"objective {name}" for name in OBJECTIVES} < set(trials) and "scorer geneval" in trials
+    assert {f"objective {name}" for name in OBJECTIVES} < set(trials) and "scorer pickscore" in trials
     for name in OBJECTIVES:
         tried = trials[f"objective {name}"]
         row, planned = tried["metrics"], tried["planned_bytes"]
@@ -79,9 +87,22 @@ def test_in_the_layout_of_sd35_missing_weights_are_named_and_the_rest_is_tried(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("star.kit.trial.OBJECTIVES", TWO_FAMILIES)
     command = ["--config", "config/sd35-medium.yaml", "--task", "ocr", *_sets(*TINY, *SD35, f"policy.model={random_base}")]
     code, found, _ = _kit(tmp_path / "kit", *command)
     trials = found["trials"]
     assert code == 1 and not trials["scorer geneval"]["fine"] and "scorers.geneval" in trials["scorer geneval"]["said"]
-    assert all(trials[f"objective {name}"]["fine"] for name in OBJECTIVES), trials
-    assert trials["scorer ocr"]["fine"] and trials["pictures"]["fine"]
+    assert all(trials[f"objective {name}"]["fine"] for name in TWO_FAMILIES), trials
+    assert trials["scorer pickscore"]["fine"] and trials["pictures"]["fine"]
+
+
+def test_an_epoch_without_advantage_is_not_called_fine(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("star.kit.trial.OBJECTIVES", ["flow_grpo"])
+    monkeypatch.setattr("star.training.rollout.np.column_stack", lambda columns: np.full((len(columns[0]), len(columns)), 0.5))
+    sets = _sets(*SMALL, *TINY, f"policy.model={random_base}")
+    code, found, _ = _kit(tmp_path / "kit", "--config", _without_letters(tmp_path), "--task", "shapes", *sets)
+    tried = found["trials"]["objective flow_grpo"]
+    assert code == 1 and not tried["fine"] and "no image had an advantage" in tried["said"]

@@ -1,33 +1,5 @@
-rule kit:
-    # Not part of `all`: a first run on real weights, by whoever has a GPU. `--config 'tasks=...'` and the like change it as all else.
-    input:
-        FETCHED,
-    output:
-        packed=EXPERIMENT / "kit.zip",
-        samples=EXPERIMENT / "kit/samples/prompts.jsonl",
-    log:
-        f"{LOGS}/kit.log",
-    benchmark:
-        f"{BENCHMARKS}/kit.tsv"
-    params:
-        config=RESOLVED,
-        task=next(iter(CONFIG.tasks)),
-        out=str(EXPERIMENT / "kit"),
-    threads: 4 if GPUS else 1
-    resources:
-        mem_mb=64000 if GPUS else 4000,
-        runtime=240,
-        gpu=GPUS,
-    conda:
-        SCORING
-    message:
-        "Trying everything small: weights, scorers, an epoch of each objective"
-    shell:
-        "{GPU_STAR} kit --config {params.config} --task {params.task} --out {params.out} > {log} 2>&1"
-
-
 rule kit_verdicts:
-    # GenEval's own detector on the kit's pictures; the next `star kit` into the same folder takes them along.
+    # Not part of `all`: GenEval's own detector on the pictures of `make kit`, which then takes the verdicts along.
     input:
         EXPERIMENT / "kit/samples/prompts.jsonl",
     output:
