@@ -219,6 +219,20 @@ class Allocation(Section):
         description="mean 1 over the locations of every step, or over steps and locations jointly (`per_trajectory`): steps "
         "with more attention to the core content then weigh more",
     )
+    time: Literal["equal", "equal_noise", "measured", "snr"] | list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        "equal",
+        description="weights of the trained steps (or of the noised times), mean 1, which multiply the policy's loss: `equal`; "
+        "`equal_noise`: 1 / the size of a step's own gradient, by the sampler's coefficients first and measured then; "
+        "`measured`: signal / noise^2 and `snr`: signal / noise, measured while training; or numbers, one for each step that "
+        "may be trained, as `star credit` gives them. With or without maps",
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _some_step_counts(cls, time: str | list[float]) -> str | list[float]:
+        if not isinstance(time, str) and not any(time):
+            raise ValueError("no step has a weight; give one number above 0 at least, or the name of a rule")
+        return time
 
     @model_validator(mode="after")
     def _a_control_needs_maps(self) -> "Allocation":

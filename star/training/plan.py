@@ -10,7 +10,7 @@ from star.config import RunSettings
 from star.models.door import FlowModel
 from star.models.policy import Policy
 from star.objectives.door import make_objective
-from star.training.epoch import trained_steps
+from star.training.epoch import measured_steps, trained_steps
 
 _GIB = 2**30
 _ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
@@ -80,7 +80,8 @@ def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[
     shared = processes if compute.shard else 1
     parts = {
         "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
-        "adapter": _ADAPTER_COPIES * _bytes(model.transformer, trained=True),
+        "adapter": (_ADAPTER_COPIES + measured_steps(settings, make_objective(settings)))
+        * _bytes(model.transformer, trained=True),
         "activations": activation_bytes(model, settings.rollout.batch, compute.gradient_checkpointing),
         "text encoders": sum(_bytes(encoder) for encoder in model.text_encoders()),
     }
