@@ -7,7 +7,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Section
 from star.config.scorers import Scorer
 
-SETS = {"miniature": ("shapes", "letters", "preference"), "coco": ("geneval", "ocr", "pickscore")}  # of prompts, by world
+SETS = {  # of prompts, by world
+    "miniature": ("shapes", "letters", "preference", "binding", "positions", "small"),
+    "coco": ("geneval", "ocr", "pickscore"),
+}
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Reward = Annotated[dict[Scorer, float], Field(min_length=1)]
 
@@ -348,8 +351,8 @@ class TaskSettings(Section):
 
     prompts: Annotated[PromptFiles, BeforeValidator(_prompt_files, json_schema_input_type=str | PromptFiles)] = Field(
         description="a set of the world (`coco`: `geneval`, `ocr`, `pickscore`; `miniature`: `shapes`, `letters`, "
-        "`preference`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; `set` beside them names the set of "
-        "the other splits ([docs/extend.md](../docs/extend.md))"
+        "`preference`, `binding`, `positions`, `small`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; "
+        "`set` beside them names the set of the other splits ([docs/extend.md](../docs/extend.md))"
     )
     reward: Reward = Field(
         description="mapping from scorer to weight; the reward is the weighted sum. A scorer is `geneval`, `ocr`, `pickscore` "
