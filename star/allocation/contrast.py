@@ -18,7 +18,7 @@ Total = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Groups:
-    """The epoch's rewards [B] and groups [B], numbered from 0, and which of the rollouts, in that order, this process holds."""
+    """The epoch's rewards (or advantages) [B] and groups [B], numbered from 0, and which rollouts this process holds [R]."""
 
     reward_B: np.ndarray
     group_B: np.ndarray
@@ -27,7 +27,7 @@ class Groups:
     @property
     def size_G(self) -> np.ndarray:
         """How many rollouts each group has."""
-        return np.bincount(self.group_B)
+        return np.maximum(np.bincount(self.group_B), 1)  # 1: of a number that no group has
 
     @property
     def group_R(self) -> torch.Tensor:

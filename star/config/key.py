@@ -46,7 +46,9 @@ _MODELS = {  # by scorer: fields that name weights, with those that name their c
 
 def training_key(settings: RunSettings) -> str:
     """What the numbers of a training depend on, but for the seed."""
-    allocation = {} if settings.allocation.source == "none" else counted(settings.allocation)
+    allocation = counted(settings.allocation)
+    if settings.allocation.source == "none":  # nothing but the weights of steps counts
+        allocation = {name: value for name, value in allocation.items() if name == "time"}
     return digest(
         {
             "version": VERSIONS["training"],

@@ -7,7 +7,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Resolution, Section
 from star.config.scorers import Scorer
 
-SETS = {"miniature": ("shapes", "letters", "preference"), "coco": ("geneval", "ocr", "pickscore")}  # of prompts, by world
+SETS = {  # of prompts, by world
+    "miniature": ("shapes", "letters", "preference", "binding", "positions", "small"),
+    "coco": ("geneval", "ocr", "pickscore"),
+}
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Reward = Annotated[dict[Scorer, float], Field(min_length=1)]
 
@@ -254,6 +257,20 @@ class Allocation(Section):
         description="mean 1 over the locations of every step, or over steps and locations jointly (`per_trajectory`): steps "
         "with more attention to the core content then weigh more",
     )
+    time: Literal["equal", "equal_noise", "measured", "snr"] | list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        "equal",
+        description="weights of the trained steps (or of the noised times), mean 1, which multiply the policy's loss: `equal`; "
+        "`equal_noise`: 1 / the size of a step's own gradient, by the sampler's coefficients first and measured then; "
+        "`measured`: signal / noise^2 and `snr`: signal / noise, measured while training; or numbers, one for each step that "
+        "may be trained, as `star credit` gives them. With or without maps",
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _some_step_counts(cls, time: str | list[float]) -> str | list[float]:
+        if not isinstance(time, str) and not any(time):
+            raise ValueError("no step has a weight; give one number above 0 at least, or the name of a rule")
+        return time
 
     @model_validator(mode="after")
     def _a_control_needs_maps(self) -> "Allocation":
@@ -346,8 +363,8 @@ class TaskSettings(Section):
 
     prompts: Annotated[PromptFiles, BeforeValidator(_prompt_files, json_schema_input_type=str | PromptFiles)] = Field(
         description="a set of the world (`coco`: `geneval`, `ocr`, `pickscore`; `miniature`: `shapes`, `letters`, "
-        "`preference`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; `set` beside them names the set of "
-        "the other splits ([docs/extend.md](../docs/extend.md))"
+        "`preference`, `binding`, `positions`, `small`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; "
+        "`set` beside them names the set of the other splits ([docs/extend.md](../docs/extend.md))"
     )
     reward: Reward = Field(
         description="mapping from scorer to weight; the reward is the weighted sum. A scorer is `geneval`, `ocr`, `pickscore` "

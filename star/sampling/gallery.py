@@ -54,7 +54,7 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     trajectory = _sampled(model, schedule, records, settings.allocation, seed)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = model.decode(latents[:, -1])
-    regions = world(settings.prompts.world).regions(final)
+    regions = world(settings.prompts.world).regions(final, records)
     region_Bhw = None if regions is None else token_shares(regions, model.geometry.tokens)
     map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, patch=model.geometry.patch, seed=seed)
 
@@ -206,9 +206,10 @@ def _watch(
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
     raw, shares, batch = [], [], settings.evaluation.batch
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
-        trajectory = _sampled(model, schedule, records[start : start + batch], settings.allocation, seed)
+        drawn = records[start : start + batch]
+        trajectory = _sampled(model, schedule, drawn, settings.allocation, seed)
         raw.append(trajectory.raw_BTOhw.cpu())
-        masks = world(settings.prompts.world).regions(model.decode(trajectory.latents_BSCHW[:, -1]))
+        masks = world(settings.prompts.world).regions(model.decode(trajectory.latents_BSCHW[:, -1]), drawn)
         shares.append(token_shares(masks, model.geometry.tokens))
     return torch.cat(raw), torch.cat(shares)
 

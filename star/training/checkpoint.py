@@ -60,6 +60,8 @@ def _write(draft: Path, learner: Learner, captured: Captured, epoch: int, key: s
     save_file({str(i): a for i, a in enumerate(captured.average)}, state / "average.safetensors")
     if captured.old:
         save_file({str(i): a for i, a in enumerate(captured.old)}, state / "old.safetensors")
+    if captured.measured.numel():
+        save_file({"measured": captured.measured}, state / "steps.safetensors")
     save_file(captured.optimizer, state / "optimizer.safetensors")
     model = learner.policy.model
     model.save_lora(draft / "adapter", *adapter.at_full_strength(captured.averaged, adapter.metadata(model.transformer)))
@@ -215,7 +217,7 @@ def resume(checkpoint: Path | None, learner: Learner) -> int:
         return 0
     state = checkpoint / "state"
     progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-    old = state / "old.safetensors"
+    old, steps = state / "old.safetensors", state / "steps.safetensors"
     learner.restore(
         Captured(
             weights=load_file(state / "weights.safetensors"),
@@ -225,6 +227,7 @@ def resume(checkpoint: Path | None, learner: Learner) -> int:
             optimizer=load_file(state / "optimizer.safetensors"),
             scaler=progress["scaler"],
             optimizer_steps=progress["optimizer_steps"],
+            measured=load_file(steps)["measured"] if steps.exists() else learner.measured.table,
         )
     )
     return progress["epoch"]

@@ -12,6 +12,7 @@ import torch
 
 from star.allocation.columns import CoreColumns, core_columns
 from star.allocation.sources import recorded_blocks
+from star.allocation.time import step_weights
 from star.config import Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
@@ -22,7 +23,7 @@ from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.learner import Learner
 from star.training.maps import make_maps, with_contrast
-from star.training.metrics import map_diagnostics, peak_memory
+from star.training.metrics import map_diagnostics, peak_memory, time_diagnostics
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, sample_rollouts
 from star.training.update import update_policy
@@ -39,7 +40,7 @@ class Session:
     objective: Objective
     pool: RewardPool
     processes: Processes
-    regions: Callable[[Sequence[np.ndarray]], list[np.ndarray] | None]  # true objects of pictures; None where nobody knows
+    regions: Callable[[Sequence[np.ndarray], Sequence[Prompt]], list[np.ndarray] | None]  # true objects; None: nobody knows
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Epoch:
     """What an epoch's rollouts and update share, made once: prompts drawn, encoded, and the steps that are trained.
 
     `ids` are the prompts' places in the training set, spare ones last; with seed and number they name all noise. `columns` are
-    there when maps of attention are made.
+    there when maps of attention are made. `weights` are those of the trained steps, or of the times of an objective that has
+    no steps.
     """
 
     seed: int
@@ -58,6 +60,7 @@ class Epoch:
     columns: CoreColumns | None
     schedule: Schedule
     trained: range
+    weights: list[float]
 
 
 def last_trained(rollout: Rollout) -> int:
@@ -66,14 +69,42 @@ def last_trained(rollout: Rollout) -> int:
     return whole if rollout.window is None or rollout.window_range is None else rollout.window_range[1]
 
 
+def trainable_steps(rollout: Rollout) -> range:
+    """The steps that may be trained in some epoch."""
+    windowed = rollout.window is not None and rollout.window_range is not None
+    return range(rollout.window_range[0] if windowed else 0, last_trained(rollout))
+
+
 def trained_steps(rollout: Rollout, seed: int, epoch: int) -> range:
     """The steps that are noisy and trained this epoch: all but the last share, or a window drawn for the epoch."""
-    last = last_trained(rollout)
+    steps = trainable_steps(rollout)
     if rollout.window is None:
-        return range(last)
-    first = 0 if rollout.window_range is None else rollout.window_range[0]
-    start = torch.randint(first, last - rollout.window + 1, (), generator=rng("window", seed, epoch))
+        return steps
+    start = torch.randint(steps.start, steps.stop - rollout.window + 1, (), generator=rng("window", seed, epoch))
     return range(int(start), int(start) + rollout.window)
+
+
+def weighted_steps(settings: RunSettings, objective: Objective) -> range:
+    """What has weights in time: the steps that may be trained, or an objective's times where it has no steps."""
+    steps = trainable_steps(settings.rollout)
+    return steps if objective.noisy else range(objective.points_a_sample(steps))
+
+
+def measured_steps(settings: RunSettings, objective: Objective) -> int:
+    """Of how many steps, from the first, signal and noise are measured; 0 where weights follow from the settings alone."""
+    ruled = isinstance(settings.allocation.time, str) and settings.allocation.time != "equal"
+    return weighted_steps(settings, objective).stop if ruled else 0
+
+
+def _weights(session: "Session", trained: range, sigmas: torch.Tensor) -> list[float]:
+    """The weights of an epoch's trained steps or times, by what was measured before it."""
+    settings, objective = session.settings, session.objective
+    rollout, steps = settings.rollout, weighted_steps(settings, objective)
+    every = make_schedule(sigmas, noise_level=rollout.noise_level, sampler=rollout.sampler)  # noise in every step
+    predicted = np.array([objective.gradient_scale(every, step) for step in range(steps.stop)])
+    of_epoch = trained if objective.noisy else steps
+    measured = session.learner.measured
+    return step_weights(settings.allocation.time, of_epoch, first=steps.start, predicted=predicted, measured=measured)
 
 
 def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
@@ -98,6 +129,7 @@ def prepare_epoch(session: Session, number: int) -> Epoch:
         columns=core_columns(model, prompts, allocation.tokens) if recorded_blocks(allocation) else None,
         schedule=make_schedule(sigmas, noise_level=rollout.noise_level, noisy=noisy, sampler=rollout.sampler),
         trained=trained,
+        weights=_weights(session, trained, sigmas),
     )
 
 
@@ -122,7 +154,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         combination=settings.training.reward_combination,
         rule=session.objective.advantages,
     )
-    rollouts = with_contrast(settings.allocation, rollouts, session=session, epoch=epoch)
+    rollouts = with_contrast(settings.allocation, rollouts, session=session, epoch=epoch, reward_B=advantage_B)
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
@@ -139,6 +171,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         **_by_scorer(rollouts, advantage_B),
         "zero_advantage_share": float((advantage_B == 0).mean()),
         "images": len(rollouts.sampled_N),
+        **time_diagnostics(session, epoch),
         **map_diagnostics(map_RTHW, rollouts, recorded_blocks(settings.allocation), processes),
         "seconds_rollout": rollouts.seconds_rollout,
         "seconds_reward": rollouts.seconds_reward,

@@ -15,6 +15,7 @@ from star.objectives.points import Terms
 from star.training.processes import Processes
 
 if TYPE_CHECKING:
+    from star.training.epoch import Epoch, Session
     from star.training.rollout import Rollouts
 
 
@@ -129,6 +130,15 @@ def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks:
     all_BN = processes.in_order(torch.stack(list(values.values()), 1), rollouts.row_R)
     means = (x.item() for x in all_BN.nanmean(0))  # nan: no objects in the picture, or one step only
     return {name: None if np.isnan(mean) else mean for name, mean in zip(values, means, strict=True)}
+
+
+def time_diagnostics(session: "Session", epoch: "Epoch") -> dict[str, float]:
+    """What metrics.jsonl says of the weights of steps; nothing where they are equal by the settings."""
+    if session.settings.allocation.time == "equal":
+        return {}
+    steps = epoch.trained if session.objective.noisy else range(len(epoch.weights))
+    row = {f"weight_step{step}": weight for step, weight in zip(steps, epoch.weights, strict=True)}
+    return row | session.learner.measured.means(steps)
 
 
 def peak_memory(device: torch.device) -> int:

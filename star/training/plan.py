@@ -10,7 +10,7 @@ from star.config import RunSettings, published_epochs
 from star.models.door import FlowModel
 from star.models.policy import Policy
 from star.objectives.door import make_objective
-from star.training.epoch import trained_steps
+from star.training.epoch import measured_steps, trained_steps
 from star.training.pictures import OF_PROMPT, TILE
 
 _GIB = 2**30
@@ -111,7 +111,8 @@ def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[
     """
     model, compute = policy.model, settings.compute
     shared = processes if compute.shard else 1
-    copies = _ADAPTER_COPIES + ("old" in make_objective(settings).asks)
+    objective = make_objective(settings)
+    copies = _ADAPTER_COPIES + ("old" in objective.asks) + measured_steps(settings, objective)
     parts = {
         "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
         "adapter": copies * _bytes(model.transformer, trained=True),

@@ -23,7 +23,7 @@ from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint, folder, health, pictures
-from star.training.epoch import Session, last_trained, run_epoch, trained_steps
+from star.training.epoch import Session, last_trained, measured_steps, run_epoch, trained_steps, weighted_steps
 from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
 from star.training.plan import describe, describe_device, describe_disk, describe_memory
@@ -67,6 +67,12 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
     _check_source(settings)
+    time, weighted = settings.allocation.time, weighted_steps(settings, make_objective(settings))
+    if not isinstance(time, str) and len(time) != len(weighted):
+        raise InputError(
+            f"allocation.time: {len(time)} number(s) for {len(weighted)} step(s) or time(s) that may be trained; give one "
+            f"each, from {weighted.start} to {weighted.stop - 1}"
+        )
     if settings.allocation.source == "oracle" and world(settings.prompts.world).regions([]) is None:
         raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
@@ -171,7 +177,13 @@ def _train_alone(
 
     # The learner, as it was then.
     objective = make_objective(settings)
-    learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
+    learner = Learner(
+        make_policy(settings, seed),
+        settings.optimizer,
+        settings.training,
+        keeps_old="old" in objective.asks,
+        steps=measured_steps(settings, objective),
+    )
     untrained = learner.capture() if settings.training.step_backs else None
     done = checkpoint.resume(newest, learner)
     processes.from_first(lambda: folder.keep_epochs(run.metrics, done))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from star.allocation.time import shared_out
 from star.errors import Diverged
 from star.flow.seeding import rng
 from star.models.attention import Recorder
@@ -116,6 +117,8 @@ def accumulate(
     """
     learner, objective, processes = session.learner, session.objective, session.processes
     device, maps = learner.policy.device, PointMaps(session, epoch, rollouts) if not objective.noisy else None
+    by_trajectory = session.settings.allocation.normalisation == "per_trajectory"
+    share_RT = shared_out(epoch.weights, map_RTHW if by_trajectory else None).expand(len(rollouts.row_R), -1)
     total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch.trained)
     meter = Meter(epoch.number)
     for rows_M, count in batches:
@@ -134,8 +137,10 @@ def accumulate(
                 map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
             terms = objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=map_MHW)
             sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
-            loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
-            norm, signal = learner.backward(loss)
+            share_M = share_RT[rollouts.places(rows_M), point.index].to(device)
+            shared = sums | {"policy_loss": (terms.parts["policy_loss"][1] * weight_M * share_M).sum()}
+            loss = sum(weight * shared[name] for name, (weight, _) in terms.parts.items())
+            norm, signal = learner.backward(loss, point.step)
             meter.add_gradient(norm, signal, count=count, total=total, step=point.step)
             meter.add(terms, sums | {"loss": loss}, count=count, total=total, step=point.step, prompts=prompts)
     return meter
@@ -179,7 +184,11 @@ def update_policy(
             raise Diverged(why)
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
-        processes.add_gradients(learner.parameters)
+        if learner.measures:
+            steps = epoch.trained if objective.noisy else range(len(epoch.weights))
+            learner.join_steps(dict(zip(steps, epoch.weights, strict=True)), processes.add_gradients)
+        else:
+            processes.add_gradients(learner.parameters)
         if (signal := learner.signal()) is not None:
             meter.note(gradient_signal=signal)
         grad_norm, update_norm = learner.step(epoch.number)

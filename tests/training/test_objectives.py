@@ -13,10 +13,11 @@ from star.prompts import make
 from star.training import train as trainer
 
 OLD = ("nft", "pepg", "awm")  # which keep an old policy
+MEASURED = ("flow_grpo", "nft")  # which measure their steps
 METHODS = {  # objective and allocation
-    "flow_grpo": ("{name: flow_grpo}", "{source: attention}"),
-    "guard": ("{name: guard, form: per_location}", "{source: covariance, contrast_latents: step, blocks: []}"),
-    "nft": ("{name: nft, form: per_location}", "{source: attention, control: random}"),
+    "flow_grpo": ("{name: flow_grpo}", "{source: attention, time: measured, normalisation: per_trajectory}"),
+    "guard": ("{name: guard, form: per_location}", "{source: covariance, contrast_latents: step, blocks: [], time: [2, 1]}"),
+    "nft": ("{name: nft, form: per_location}", "{source: attention, control: random, time: equal_noise}"),
     "pepg": ("{name: pepg, drop_equal_groups: true}", "{source: oracle}"),
     "awm": ("{name: awm, times: 1, old_rate: 0.5}", "{source: deviation, blocks: []}"),
 }
@@ -54,8 +55,13 @@ def test_numbers_are_finite_and_the_policy_moves(trained: tuple[str, Path]) -> N
         assert first["kl"] == 0 < second["kl"]  # the fresh adapter is the base
     else:
         assert first["ratio_max_deviation"] == second["ratio_max_deviation"] == 0
+    weights = [value for key, value in second.items() if key.startswith("weight_step")]
+    assert len(weights) == (2 if name in MEASURED or name == "guard" else 0)
+    if weights:
+        assert np.mean(weights) == pytest.approx(1.0) and weights[0] != weights[1]
+    assert any(key.startswith("signal_step") for key in second) == (name in MEASURED)
     states = {file.name for file in out.glob("checkpoints/epoch0002/state/*.safetensors")}
-    assert ("old.safetensors" in states) == (name in OLD)
+    assert ("old.safetensors" in states) == (name in OLD) and ("steps.safetensors" in states) == (name in MEASURED)
 
 
 def test_one_epoch_and_one_more_are_the_bits_of_two(random_base: Path, tmp_path: Path, trained: tuple[str, Path]) -> None:
@@ -63,7 +69,7 @@ def test_one_epoch_and_one_more_are_the_bits_of_two(random_base: Path, tmp_path:
     for epochs in (1, 2):
         rows = train(random_base, tmp_path, "it", _method(*METHODS[name]), f"training.epochs={epochs}")
     assert numbers(rows) == numbers(metrics(whole))
-    assert _bits(tmp_path) == _bits(whole) and len(_bits(whole)) == (10 if name in OLD else 8)
+    assert _bits(tmp_path) == _bits(whole) and len(_bits(whole)) == 8 + 2 * (name in OLD) + 2 * (name in MEASURED)
 
 
 def test_maps_change_the_update_and_not_the_first_rollouts_and_ones_are_the_scalar_objective(
@@ -97,6 +103,7 @@ def test_maps_change_the_update_and_not_the_first_rollouts_and_ones_are_the_scal
             ["objective.times=3"],
             r"objective\.times: 3 of 2 noise level\(s\) that may be trained; lower it, or raise rollout\.steps",
         ),
+        (["allocation.time=[1, 2, 3]"], r"allocation\.time: 3 number\(s\) for 2 step\(s\) or time\(s\) .* from 0 to 1"),
         (["objective={name: awm, times: 2}"], r"objective\.times: 2 of 1 noise level\(s\)"),
         (["objective={name: awm, times: null}", "rollout.steps=2"], r"objective\.times: all of 0 noise level\(s\)"),
     ],

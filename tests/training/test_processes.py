@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
 NFT = "methods.nft={objective: {name: nft}, rollout: {same_start: false}, allocation: "
-NFT += "{source: attention_covariance, control: random}}"
+NFT += "{source: attention_covariance, control: random, time: measured}}"
 
 
 def _command(folder: Path, base: Path, processes: int, method: str, *more: str) -> list[str]:
@@ -30,7 +30,7 @@ def _command(folder: Path, base: Path, processes: int, method: str, *more: str) 
     settings = [
         *SMALL,
         "rollout.group_size=8",
-        "methods.random.allocation={source: attention_covariance, contrast_latents: predicted}",
+        "methods.random.allocation={source: attention_covariance, contrast_latents: predicted, time: snr}",
         "checkpoints.every=3",
         "training.updates_per_epoch=2",
         "training.ema_every=1",
