@@ -232,6 +232,11 @@ class Compute(Section):
         description="share the frozen base out over the processes (FSDP) instead of a copy in each; slower, for bases that do "
         "not fit",
     )
+    offload: Literal["none", "blocks"] = Field(
+        "none",
+        description="`blocks` keeps the frozen transformer in the CPU's memory and brings its blocks to the GPU one after the "
+        "other (FSDP); slower still, for bases that do not fit on the GPUs there are",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="compute activations again in the backward pass instead of keeping them: a third slower, a tenth of the "

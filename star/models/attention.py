@@ -10,6 +10,7 @@ O recorded blocks. Source: ours (docs/method.md).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -66,16 +67,36 @@ class Tap:
             self.recorder = None
 
 
+_STANDS_FOR: ContextVar[str | None] = ContextVar("device whose kernels are meant", default=None)
+
+
+@contextmanager
+def kernels_of(device: str) -> Iterator[None]:
+    """Inside, attention of tensors without data is that device's: what an estimate for another machine counts."""
+    token = _STANDS_FOR.set(device)
+    try:
+        yield
+    finally:
+        _STANDS_FOR.reset(token)
+
+
+def _kernels(q_BAND: torch.Tensor) -> str:
+    """The device whose kernel runs."""
+    return _STANDS_FOR.get() or q_BAND.device.type
+
+
 def _backend(q_BAND: torch.Tensor) -> SDPBackend:
     """The one kernel of a CUDA device for this precision; left alone, torch may choose another with gradients than without."""
-    if q_BAND.dtype == torch.float32 or torch.cuda.get_device_capability(q_BAND.device) < (8, 0):
+    if q_BAND.dtype == torch.float32 or (q_BAND.is_cuda and torch.cuda.get_device_capability(q_BAND.device) < (8, 0)):
         return SDPBackend.EFFICIENT_ATTENTION
     return SDPBackend.FLASH_ATTENTION
 
 
 def attention(q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor) -> torch.Tensor:
     """The default attention, [B, A, N, D], with and without gradients by the same kernel."""
-    kind, device = v_BAND.dtype, q_BAND.device.type
+    kind, device = v_BAND.dtype, _kernels(q_BAND)
+    if device != q_BAND.device.type:
+        return attention_with_lse(q_BAND, k_BAND, v_BAND)[0]
     with torch.autocast(device, enabled=False):
         if device == "cpu":  # bfloat16 gradients of this kernel are ten times slower than float32 ones
             out = F.scaled_dot_product_attention(q_BAND.float(), k_BAND.float(), v_BAND.float())
@@ -94,8 +115,8 @@ def attention_with_lse(
 
     On a device whose kernels keep the log-sum-exp to themselves it is None; `log_sum_exp` computes it when it is asked for.
     """
-    aten, kind, device = torch.ops.aten, v_BAND.dtype, q_BAND.device.type
-    with torch.autocast(device, enabled=False):
+    aten, kind, device = torch.ops.aten, v_BAND.dtype, _kernels(q_BAND)
+    with torch.autocast(q_BAND.device.type, enabled=False):
         if device == "cpu":
             q, k, v = q_BAND.float(), k_BAND.float(), v_BAND.float()
             out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)

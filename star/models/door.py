@@ -101,6 +101,9 @@ class FlowModel(Protocol):
     def decode(self, x_BCHW: torch.Tensor) -> "list[np.ndarray]":
         """Pictures of clean latents, uint8 [height, width, 3] each."""
 
+    def pixels(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """What `decode` makes of latents before it rounds, -1 to 1, [B, 3, height, width]."""
+
     def save_lora(self, folder: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
         """Write an adapter as this family's pipelines load it; names and metadata are peft's."""
 
@@ -159,9 +162,24 @@ def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> 
     """
     from star.models.load import load_pipeline, pipeline_class
 
-    name = pipeline_class(settings)
+    family = _family(settings, pipeline_class(settings))
+    return family(load_pipeline(settings), settings, compute)
+
+
+def unloaded_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:
+    """The base without weights or tokenizers, on the device `meta`, for estimates.
+
+    Raises InputError as `load_model`, and not for weights that are missing where its configurations are known here.
+    """
+    from star.models.unloaded import pipeline
+
+    pipe = pipeline(settings)
+    return _family(settings, type(pipe).__name__)(pipe, settings, compute)
+
+
+def _family(settings: "PolicySettings", name: str) -> type[FlowModel]:
+    """The class behind the door for a pipeline class. Raises InputError for one that is not known here."""
     if name not in _FAMILIES:
         raise InputError(f"policy.model: {settings.model} is a {name}; known here are {', '.join(_FAMILIES)}")
     module, _, family = _FAMILIES[name].partition(":")
-    wrapper = getattr(importlib.import_module(module), family)
-    return wrapper(load_pipeline(settings), settings, compute)
+    return getattr(importlib.import_module(module), family)

@@ -25,6 +25,7 @@ from star.errors import InputError
 from star.layout import ADAPTER_FILE
 from star.models.attention import Recorder, Tap, attention, attention_with_lse, check_recordable
 from star.models.door import Geometry, time_of, token_shift, whole_tokens
+from star.models.memory import starts_on
 from star.prompts.record import Span
 from star.runtime import pick_device, pick_precision
 
@@ -59,7 +60,7 @@ class SD3:
         self.pipe, self.settings, self.compiled = pipe, settings, compute.compile
         self.device, self.dtype = pick_device(settings.device), pick_precision(settings)
         torch.set_float32_matmul_precision("high" if compute.tf32 else "highest")
-        self.transformer = pipe.transformer.requires_grad_(False).to(self.device).eval()
+        self.transformer = pipe.transformer.requires_grad_(False).to(starts_on(self.device, compute)).eval()
         self.blocks = list(self.transformer.transformer_blocks)
         self.passes = 2 if settings.guidance > 1 else 1
         self.geometry = self.geometry_of(settings.size)
@@ -204,11 +205,15 @@ class SD3:
     @torch.no_grad()
     def decode(self, x_BCHW: torch.Tensor) -> list[np.ndarray]:
         """Pictures of clean latents: a list of uint8 arrays [height, width, 3]."""
-        vae = self.pipe.vae
-        z = x_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels = vae.decode(z.to(vae.dtype)).sample.float()
+        pixels = self.pixels(x_BCHW).float()
         rounded = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return list(rounded.permute(0, 2, 3, 1).cpu().numpy())
+
+    def pixels(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder makes of latents, -1 to 1, [B, 3, height, width]."""
+        vae = self.pipe.vae
+        z = x_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(z.to(vae.dtype)).sample
 
     def decoder(self) -> nn.Module:
         """The autoencoder."""

@@ -22,6 +22,7 @@ from star.flow.seeding import noise
 from star.layout import ADAPTER_FILE
 from star.models.adapter import load_adapter
 from star.models.door import FlowModel, Text, load_model
+from star.models.memory import spread
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
 
@@ -84,6 +85,7 @@ def sample(
     if adapter is not None:
         load_adapter(model, adapter)
         checkpoint = str(adapter)
+    spread(model, config.compute, processes=1)
     schedule = make_schedule(model.sigmas(evaluation.steps), noise_level=0.0)
     text = model.encode([record.text for record in records])
     if cut := cut_prompts(model.tokenizers(), records):
