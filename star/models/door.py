@@ -6,8 +6,10 @@ convention, signs and the guidance rule are inside. A further family is one file
 Shapes: B batch, C latent channels, H W latent size, K core columns.
 """
 
+import copy
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,17 +17,20 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
+from star.allocation.columns import TextBlock
 from star.errors import InputError
 from star.models.attention import Recorder
-from star.prompts.record import Span
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedTokenizerFast
 
     from star.config import Compute, PolicySettings
+    from star.models.family import Family
 
-_FAMILIES = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}  # class in model_index.json -> module:class
+_FAMILIES = {  # class in model_index.json -> module:class
+    "StableDiffusion3Pipeline": "star.models.sd3:SD3",
+    "FluxPipeline": "star.models.flux:Flux",
+}
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,8 @@ class FlowModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; the text encoders visit the device only meanwhile."""
 
-    def tokenizers(self) -> "list[tuple[PreTrainedTokenizerFast, int]]":
-        """The tokenizers whose tokens are text columns, each with the columns of its block, in the columns' order."""
-
-    def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
-        """For every span its columns among the text columns; none for what truncation cut away."""
+    def text_blocks(self) -> list[TextBlock]:
+        """The blocks of the text columns, in the columns' order."""
 
     def velocity(
         self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: Text, recorder: Recorder | None = None
@@ -115,17 +117,57 @@ def time_of(sigma: float | torch.Tensor, batch: int, device: torch.device, scale
     return (scale * sigma).to(device, torch.float32)
 
 
+def whole_tokens(size: tuple[int, int], factor: int, patch: int) -> tuple[int, int]:
+    """The latents' (H, W) of pictures of `size`, pixels, where a latent is `factor` pixels a side and a token `patch` latents.
+
+    Raises InputError where the tokens do not fill the picture: the pipelines would round it to another size.
+    """
+    if any(side % (factor * patch) for side in size):
+        height, width = size
+        raise InputError(f"policy.resolution: {height} x {width} is not in multiples of {factor * patch}, this base's tokens")
+    return size[0] // factor, size[1] // factor
+
+
+def token_shift(scheduler: Mapping[str, float], geometry: Geometry) -> float:
+    """mu, the shift of the noise levels that a scheduler's configuration makes linear in the number of image tokens."""
+    few, many = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (many - few)
+    return slope * math.prod(geometry.tokens) + scheduler["base_shift"] - slope * few
+
+
+def at(model: FlowModel, policy: "PolicySettings") -> FlowModel:
+    """The same weights at the size of `policy`: geometry and noise levels are its own. Raises InputError as `geometry_of`."""
+    if policy.size == model.settings.size:
+        return model
+    sized = copy.copy(model)
+    sized.settings, sized.geometry = policy, model.geometry_of(policy.size)
+    return sized
+
+
 def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:
     """The base that `policy.model` names, by the class name in its model_index.json.
 
     Raises InputError, with the remedy, when folder, repository, licence or revision is missing, and for a family that is not
     known here.
     """
-    from star.models.load import load_pipeline, pipeline_class
+    from star.models.load import load_pipeline
+
+    return _family(settings)(load_pipeline(settings), settings, compute)
+
+
+def text_blocks(settings: "PolicySettings") -> list[TextBlock]:
+    """The blocks of a base's text columns, without its weights. Raises InputError as `load_model`."""
+    from star.models.load import load_tokenizers
+
+    return _family(settings).blocks_of(load_tokenizers(settings), settings)
+
+
+def _family(settings: "PolicySettings") -> type["Family"]:
+    """The class of the base's family. Raises InputError for one that is not known here."""
+    from star.models.load import pipeline_class
 
     name = pipeline_class(settings)
     if name not in _FAMILIES:
         raise InputError(f"policy.model: {settings.model} is a {name}; known here are {', '.join(_FAMILIES)}")
     module, _, family = _FAMILIES[name].partition(":")
-    wrapper = getattr(importlib.import_module(module), family)
-    return wrapper(load_pipeline(settings), settings, compute)
+    return getattr(importlib.import_module(module), family)

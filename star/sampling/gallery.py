@@ -170,7 +170,7 @@ def _ready(
     model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
         load_adapter(model, adapter)
-    if cut := cut_prompts(model.tokenizers(), records):
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 

@@ -86,7 +86,7 @@ def sample(
         checkpoint = str(adapter)
     schedule = make_schedule(model.sigmas(evaluation.steps), noise_level=0.0)
     text = model.encode([record.text for record in records])
-    if cut := cut_prompts(model.tokenizers(), records):
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     drawn = [sha256(prompts), None if adapter is None else sha256(adapter / ADAPTER_FILE), images, seed]

@@ -179,7 +179,7 @@ def _announce(settings: RunSettings, policy: Policy, prompts: Sequence[Prompt], 
     lines = [*describe(settings, processes), describe_device(policy)]
     if policy.device.type == "cuda":
         lines += describe_memory(policy, settings, processes)
-    if cut := cut_prompts(policy.model.tokenizers(), prompts):
+    if cut := cut_prompts(policy.model.text_blocks(), prompts):
         lines.append(cut)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
