@@ -96,6 +96,12 @@ class Rollout(Section):
     steps: Positive = Field(10, description="denoising steps")
     noise_level: float = Field(0.7, gt=0, description="a of the sampler: how much noise a step adds")
     groups: Positive = Field(48, description="prompts an epoch")
+    spare_groups: int = Field(
+        0,
+        ge=0,
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take "
+        "the places of such groups, from which nothing is learned. All sampled images count",
+    )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
     same_start: bool = Field(
@@ -137,8 +143,20 @@ class Training(Section):
 
     epochs: Positive = Field(description="rollouts followed by updates; more of them continue a shorter run")
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
+    equal_updates: bool = Field(
+        False,
+        description="cut the rollouts that are kept into equal updates, as Flow-GRPO does, instead of filling one micro-batch "
+        "after the other: AdamW makes an update of two rollouts as large as one of 48",
+    )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
+    reward_combination: Literal["sum", "standardised", "advantages"] = Field(
+        "sum",
+        description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
+        "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
+        "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
+        "([docs/objectives.md](../docs/objectives.md))",
+    )
     max_kl: float | None = Field(
         None,
         gt=0,
@@ -154,6 +172,16 @@ class Training(Section):
         None,
         description="stop the run, at a checkpoint to go on from, when so many times in a row the pictures of fixed prompts "
         "(`tracking.prompts`) had no higher reward than all before; none goes on",
+    )
+
+    step_backs: int = Field(
+        0,
+        ge=0,
+        description="how many times the training, when it diverges (numbers that are not finite, or `max_kl`), goes back to "
+        "its newest state from before the last whole epoch and on from there at a lower rate, instead of stopping",
+    )
+    step_back_factor: float = Field(
+        0.5, gt=0, lt=1, description="what a step back multiplies `optimizer.learning_rate` and `optimizer.update_norm` by"
     )
 
 
