@@ -41,19 +41,20 @@ class Lora(Section):
 
     rank: Positive = Field(32, description="rank of the trained adapter")
     alpha: Positive = Field(64, description="scale of the adapter: alpha / rank multiplies its output")
-    targets: list[str] = Field(
-        [
-            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        ],
-        description="module names that get an adapter; the default is the eight joint-attention projections",
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="ends of module names that get an adapter; each must match a module. none: those of the base's family "
+        "([docs/models.md](../docs/models.md)), of Stable Diffusion 3 the eight joint-attention projections",
     )
 
 
 class PolicySettings(Section):
-    """The generator: an SD3-format folder, or a hub repository at a pinned revision."""
+    """The generator: a diffusers pipeline of a known family, in a folder or a hub repository at a pinned revision."""
 
-    model: Place = Field(description="SD3-format pipeline folder, or a hub repository")
+    model: Place = Field(
+        description="folder of a diffusers pipeline, or a hub repository; which families can be trained: "
+        "[docs/models.md](../docs/models.md)"
+    )
     revision: str | None = Field(
         None,
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
@@ -62,8 +63,10 @@ class PolicySettings(Section):
     resolution: Resolution = Field(
         description="size of the images, pixels: one number for squares, or `[height, width]`; multiples of the base's patches"
     )
-    guidance: float = Field(ge=1, description="classifier-free guidance in rollout, update and sampling; 1 is without")
-    max_sequence_length: Positive = Field(128, description="columns of the T5 block")
+    guidance: float = Field(ge=1, description="guidance in rollout, update and sampling; 1 is without; FLUX.1-dev is told it")
+    max_sequence_length: Positive = Field(
+        128, description="columns of the T5 block, or of the one text block; Z-Image and FLUX.2 count their template's"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",
         description="`float32`, `bfloat16` or `float16` inside the transformer; latents and step arithmetic stay float32. "
@@ -95,6 +98,12 @@ class Rollout(Section):
     steps: Positive = Field(10, description="denoising steps")
     noise_level: float = Field(0.7, gt=0, description="a of the sampler: how much noise a step adds")
     groups: Positive = Field(48, description="prompts an epoch")
+    spare_groups: int = Field(
+        0,
+        ge=0,
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take "
+        "the places of such groups, from which nothing is learned. All sampled images count",
+    )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
     same_start: bool = Field(
@@ -136,8 +145,20 @@ class Training(Section):
 
     epochs: Positive = Field(description="rollouts followed by updates; more of them continue a shorter run")
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
+    equal_updates: bool = Field(
+        False,
+        description="cut the rollouts that are kept into equal updates, as Flow-GRPO does, instead of filling one micro-batch "
+        "after the other: AdamW makes an update of two rollouts as large as one of 48",
+    )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
+    reward_combination: Literal["sum", "standardised", "advantages"] = Field(
+        "sum",
+        description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
+        "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
+        "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
+        "([docs/objectives.md](../docs/objectives.md))",
+    )
     max_kl: float | None = Field(
         None,
         gt=0,
@@ -153,6 +174,16 @@ class Training(Section):
         None,
         description="stop the run, at a checkpoint to go on from, when so many times in a row the pictures of fixed prompts "
         "(`tracking.prompts`) had no higher reward than all before; none goes on",
+    )
+
+    step_backs: int = Field(
+        0,
+        ge=0,
+        description="how many times the training, when it diverges (numbers that are not finite, or `max_kl`), goes back to "
+        "its newest state from before the last whole epoch and on from there at a lower rate, instead of stopping",
+    )
+    step_back_factor: float = Field(
+        0.5, gt=0, lt=1, description="what a step back multiplies `optimizer.learning_rate` and `optimizer.update_norm` by"
     )
 
 

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
+from star.allocation.columns import TextBlock
 from star.errors import InputError
 from star.models.attention import Recorder
-from star.prompts.record import Span
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedTokenizerFast
 
     from star.config import Compute, PolicySettings
+    from star.models.family import Family
 
-_FAMILIES = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}  # class in model_index.json -> module:class
+_FAMILIES = {  # class in model_index.json -> module:class
+    "StableDiffusion3Pipeline": "star.models.sd3:SD3",
+    "FluxPipeline": "star.models.flux:Flux",
+}
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,8 @@ class FlowModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; the text encoders visit the device only meanwhile."""
 
-    def tokenizers(self) -> "list[tuple[PreTrainedTokenizerFast, int]]":
-        """The tokenizers whose tokens are text columns, each with the columns of its block, in the columns' order."""
-
-    def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
-        """For every span its columns among the text columns; none for what truncation cut away."""
+    def text_blocks(self) -> list[TextBlock]:
+        """The blocks of the text columns, in the columns' order."""
 
     def velocity(
         self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: Text, recorder: Recorder | None = None
@@ -177,7 +177,14 @@ def unloaded_model(settings: "PolicySettings", compute: "Compute | None" = None)
     return _family(settings, type(pipe).__name__)(pipe, settings, compute)
 
 
-def _family(settings: "PolicySettings", name: str) -> type[FlowModel]:
+def text_blocks(settings: "PolicySettings") -> list[TextBlock]:
+    """The blocks of a base's text columns, without its weights. Raises InputError as `load_model`."""
+    from star.models.load import load_tokenizers, pipeline_class
+
+    return _family(settings, pipeline_class(settings)).blocks_of(load_tokenizers(settings), settings)
+
+
+def _family(settings: "PolicySettings", name: str) -> type["Family"]:
     """The class behind the door for a pipeline class. Raises InputError for one that is not known here."""
     if name not in _FAMILIES:
         raise InputError(f"policy.model: {settings.model} is a {name}; known here are {', '.join(_FAMILIES)}")

@@ -173,7 +173,7 @@ def _ready(
     if adapter is not None:
         load_adapter(model, adapter)
     spread(model, settings.compute, processes=1)
-    if cut := cut_prompts(model.tokenizers(), records):
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 

@@ -15,6 +15,7 @@ from star.config import Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
 from star.models.door import Text
+from star.objectives.advantages import combined_advantages, correlations
 from star.objectives.door import Objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
@@ -22,7 +23,7 @@ from star.training.learner import Learner
 from star.training.maps import make_maps
 from star.training.metrics import map_diagnostics, peak_memory
 from star.training.processes import Processes
-from star.training.rollout import sample_rollouts
+from star.training.rollout import Rollouts, sample_rollouts
 from star.training.update import update_policy
 
 
@@ -44,8 +45,8 @@ class Session:
 class Epoch:
     """What an epoch's rollouts and update share, made once: prompts drawn, encoded, and the steps that are trained.
 
-    `ids` are the prompts' places in the training set; with seed and number they name all noise. `columns` are there when maps
-    of attention are made.
+    `ids` are the prompts' places in the training set, spare ones last; with seed and number they name all noise. `columns` are
+    there when maps of attention are made.
     """
 
     seed: int
@@ -82,7 +83,7 @@ def draw_prompts(count: int, total: int, seed: int, epoch: int) -> list[int]:
 def prepare_epoch(session: Session, number: int) -> Epoch:
     """Draw and encode the epoch's prompts and choose its trained steps."""
     rollout, allocation, model = session.settings.rollout, session.settings.allocation, session.learner.policy.model
-    ids = draw_prompts(rollout.groups, len(session.prompts), session.seed, number)
+    ids = draw_prompts(rollout.groups + rollout.spare_groups, len(session.prompts), session.seed, number)
     prompts = [session.prompts[i] for i in ids]
     trained = trained_steps(rollout, session.seed, number)
     noisy = None if rollout.window is None else trained  # without a window every step has noise
@@ -113,7 +114,13 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
 
     # Advantages and maps.
     began = time.perf_counter()
-    advantage_B = session.objective.advantages(rollouts.reward_B, rollouts.prompt_B)
+    advantage_B = combined_advantages(
+        rollouts.scorer_B,
+        rollouts.prompt_B,
+        weights=settings.reward,
+        combination=settings.training.reward_combination,
+        rule=session.objective.advantages,
+    )
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
@@ -122,15 +129,14 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
     session.objective.end_epoch(session.learner, number)
     updated = time.perf_counter()
 
-    reward_B = rollouts.reward_B
     return {
         "epoch": number,
         **row,
-        "reward_mean": reward_B.mean(),
-        "reward_std": reward_B.std(),
-        **{f"reward_{scorer}": each_B.mean() for scorer, each_B in rollouts.scorer_B.items()},
+        "reward_mean": rollouts.sampled_N.mean(),
+        "reward_std": rollouts.sampled_N.std(),
+        **_by_scorer(rollouts, advantage_B),
         "zero_advantage_share": float((advantage_B == 0).mean()),
-        "images": len(reward_B),
+        "images": len(rollouts.sampled_N),
         **map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, processes),
         "seconds_rollout": rollouts.seconds_rollout,
         "seconds_reward": rollouts.seconds_reward,
@@ -138,3 +144,14 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         "seconds_update": updated - mapped,
         "peak_memory_bytes": max(processes.gather(peak_memory(session.learner.policy.device))),
     }
+
+
+def _by_scorer(rollouts: Rollouts, advantage_B: np.ndarray) -> dict[str, float | None]:
+    """Every scorer's mean reward; of several also the deviation, and how far the advantages follow it."""
+    sampled = rollouts.sampled_scorer_N
+    row = {f"reward_{scorer}": each_N.mean() for scorer, each_N in sampled.items()}
+    if len(sampled) > 1:
+        row |= {f"reward_std_{scorer}": each_N.std() for scorer, each_N in sampled.items()}
+        followed = correlations(advantage_B, rollouts.scorer_B, rollouts.prompt_B)
+        row |= {f"advantage_correlation_{scorer}": value for scorer, value in followed.items()}
+    return row

@@ -34,6 +34,8 @@ def describe(settings: RunSettings, processes: int, branches: int) -> list[str]:
     learned = f"{points} of them trained" if objective.noisy else f"{points} noise levels of a picture trained"
     dropped = "; groups of equal rewards are dropped" if objective.drops_zero_advantage else ""
     prompts = f"{rollout.groups} prompts x {rollout.group_size}"
+    if rollout.spare_groups:
+        prompts += f", and where rewards of a group are equal {rollout.spare_groups} x {rollout.group_size} more"
     return [
         f"epoch    {images} images: {prompts}; {rollout.steps} denoising steps, {learned}",
         f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",

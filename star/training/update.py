@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from star.errors import Diverged
 from star.flow.seeding import rng
 from star.models.attention import Recorder
 from star.models.door import Text
@@ -25,15 +26,25 @@ if TYPE_CHECKING:
 MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
 
 
-def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[MicroBatch]]:
+def micro_batches(
+    kept: np.ndarray, size: int, updates: int, *, seed: int, epoch: int, equal: bool = False
+) -> list[list[MicroBatch]]:
     """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
 
-    The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio 1.
+    `equal`: every update has as many rollouts as the others, up to one. Else micro-batches are filled in turn, so that an
+    update may have few, or fewer updates be made. A micro-batch is filled up with repeats that do not count: one batch shape
+    keeps the ratio 1.
     """
     order = kept[torch.randperm(len(kept), generator=rng("update", seed, epoch)).numpy()]
-    starts = range(0, len(order), size)
-    batches = [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in starts]
+    if equal:
+        return [_filled(part, size) for part in np.array_split(order, max(1, min(updates, len(order)))) if len(part)]
+    batches = _filled(order, size)
     return [batches[u::updates] for u in range(min(updates, len(batches)))]
+
+
+def _filled(order: np.ndarray, size: int) -> list[MicroBatch]:
+    """Rollouts cut into micro-batches, the last one filled up."""
+    return [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in range(0, len(order), size)]
 
 
 def deal(batches: list[MicroBatch], processes: int) -> list[list[MicroBatch]]:
@@ -147,7 +158,15 @@ def update_policy(
     """
     settings, learner, objective, processes = session.settings, session.learner, session.objective, session.processes
     kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
-    batches = micro_batches(kept, settings.rollout.batch, settings.training.updates_per_epoch, epoch.seed, epoch.number)
+    training = settings.training
+    batches = micro_batches(
+        kept,
+        settings.rollout.batch,
+        training.updates_per_epoch,
+        seed=epoch.seed,
+        epoch=epoch.number,
+        equal=training.equal_updates,
+    )
     updates = [deal(of_update, processes.count) for of_update in batches]
     if not updates:  # every group's rewards are equal: nothing to learn from
         return objective.idle | {"grad_norm": 0.0, "update_norm": 0.0, "gradient_signal": None}
@@ -155,7 +174,8 @@ def update_policy(
     seen = Meter(epoch.number)
     for u, dealt in enumerate(updates):
         meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
-        meter.require_finite()
+        if why := processes.first(meter.not_finite()):  # all or none leaves
+            raise Diverged(why)
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)

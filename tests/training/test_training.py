@@ -328,6 +328,16 @@ def test_micro_batches_use_every_kept_rollout_once() -> None:
     assert micro_batches(np.array([], int), 3, 2, seed=0, epoch=1) == []
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 48, 50, 96])
+def test_equal_updates_have_as_many_rollouts_each(count: int) -> None:
+    """Flow-GRPO's cut: 50 kept rollouts are 25 and 25, where filled micro-batches of 48 are 48 and 2, and 48 are one update."""
+    updates = micro_batches(np.arange(count), 48, 2, seed=0, epoch=1, equal=True)
+    counted = [[row for rows, count in batches for row in rows[:count]] for batches in updates]
+    assert sorted(row for update in counted for row in update) == list(range(count))
+    assert [len(update) for update in counted] == {0: [], 1: [1], 7: [4, 3]}.get(count, [count // 2] * 2)
+    assert all(len(rows) == 48 for batches in updates for rows, _ in batches)
+
+
 def test_noise_has_its_own_seed_and_is_standard_normal() -> None:
     a = noise((40000,), "rollout", 0, 1, 2, 3)
     assert torch.equal(a, noise((40000,), "rollout", 0, 1, 2, 3))
