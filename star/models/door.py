@@ -169,7 +169,7 @@ def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> 
 
 
 def unloaded_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:
-    """The base without weights or tokenizers, on the device `meta`, for estimates.
+    """The base without weights, on the device `meta`, for estimates.
 
     Raises InputError as `load_model`, and not for weights that are missing where its configurations are known here.
     """

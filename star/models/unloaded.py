@@ -17,7 +17,7 @@ from torch import nn
 
 from star.config import PolicySettings
 from star.hub import weights
-from star.models.load import pipeline_class
+from star.models.load import load_tokenizers, pipeline_class
 from star.models.sources import base
 from star.runtime import pick_precision
 
@@ -26,11 +26,15 @@ _FILES = ("config.json", "scheduler_config.json")
 
 
 class Configurations(NamedTuple):
-    """The class of a pipeline and of its components, each with its configuration, and where they are from."""
+    """The class of a pipeline and of its components, each with its configuration, and where they are from.
+
+    `fetched` says that the base itself has them, with its tokenizers beside.
+    """
 
     pipeline: str
     components: dict[str, tuple[str, str, dict[str, Any]]]
     source: str
+    fetched: bool
 
 
 def configurations_of(settings: PolicySettings) -> Configurations:
@@ -40,7 +44,7 @@ def configurations_of(settings: PolicySettings) -> Configurations:
     for file in sorted(_KEPT.glob("*.json")):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["repository"] == settings.model:
-            return Configurations(kept["pipeline"], kept["components"], f"star/models/configurations/{file.name}")
+            return Configurations(kept["pipeline"], kept["components"], f"star/models/configurations/{file.name}", False)
     return _in_folder(weights.folder(base(settings), "model_index.json"), pipeline_class(settings))
 
 
@@ -54,16 +58,19 @@ def _in_folder(folder: Path, name: str) -> Configurations:
         for file in (folder / part / kind for kind in _FILES)
         if file.is_file()
     }
-    return Configurations(name, found, str(folder))
+    return Configurations(name, found, str(folder), True)
 
 
 def pipeline(settings: PolicySettings) -> DiffusionPipeline:
-    """The pipeline of the base without tokenizers, in its precision, on the device `meta`; it takes no memory.
+    """The pipeline of the base in its precision, on the device `meta`, where it takes no memory.
 
     Raises InputError as `configurations_of`.
     """
     found, dtype = configurations_of(settings), pick_precision(settings)
     parts = {name: _component(*described, dtype=dtype) for name, described in found.components.items()}
+    if found.fetched:
+        whole = load_tokenizers(settings).components
+        parts |= {name: part for name, part in whole.items() if name.startswith("tokenizer")}
     cls = getattr(diffusers, found.pipeline)
     wanted = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     takes_none = {name: None for name in wanted if name.startswith(("tokenizer", "text_encoder", "image_encoder"))}

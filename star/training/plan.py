@@ -204,17 +204,18 @@ def saved_for_backward(model: FlowModel, batch: int) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that operators make, while they are alive."""
+    """Counts the bytes of the tensors that operators make, while they are alive; storages of `weights` are not theirs."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: set[int]) -> None:
         super().__init__()
-        self.now, self.most = 0, 0
+        self.now, self.most, self._weights = 0, 0, weights
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
         out = func(*args, **kwargs or {})
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self._weights and storage not in self._seen:
                 self._seen.add(storage)
                 self._count(storage.nbytes())
                 weakref.finalize(storage, self._count, -storage.nbytes())
@@ -227,6 +228,6 @@ class _Alive(TorchDispatchMode):
 
 def most_alive(model: FlowModel, run: Callable[[], object]) -> int:
     """The most bytes that are alive at a time while `run` uses the model without gradients, beside its weights."""
-    with torch.no_grad(), _without_data(model, model.transformer, model.decoder()), _Alive() as alive:
+    with torch.no_grad(), _without_data(model, model.transformer, model.decoder()) as weights, _Alive(weights) as alive:
         run()
     return alive.most

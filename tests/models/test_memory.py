@@ -48,7 +48,7 @@ def _gradients(base: Path, compute: Compute) -> tuple[Policy, list[torch.Tensor]
 def test_offloaded_blocks_change_no_bit_of_velocity_and_gradient(random_base: Path, checkpointing: bool) -> None:
     _, whole = _gradients(random_base, Compute(gradient_checkpointing=checkpointing))
     policy, offloaded = _gradients(random_base, Compute(gradient_checkpointing=checkpointing, offload="blocks"))
-    assert all(gradient.abs().max() > 0 for gradient in whole)
+    assert sum(bool(gradient.any()) for gradient in whole) >= len(whole) - 2  # the last block asks nothing for the text
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(offloaded, whole, strict=True))
     frozen = [p for p in policy.model.transformer.parameters() if not p.requires_grad]
     assert all(isinstance(p, DTensor) for p in frozen)  # between passes: FSDP's share, in the CPU's memory
@@ -62,7 +62,9 @@ def test_training_and_testing_offloaded_give_the_same_files(random_base: Path, t
         trainings.train(random_base, run, "star", *changes)
         adapter = run / "checkpoints/epoch0001/adapter"
         lines = tmp_path / "prompts.jsonl"
-        lines.write_text('{"id": "a", "task": "preference", "tag": "x", "prompt": "a photo of a red circle", "core": []}\n')
+        lines.write_text(
+            '{"id": "a", "task": "preference", "tag": "x", "prompt": "a photo of a red circle", "core": [], "metadata": {}}\n'
+        )
         sample(trainings.config(random_base, *changes), lines, run / "samples", adapter=adapter)
         (weights,), (picture,) = adapter.glob("*.safetensors"), (run / "samples").rglob("*.png")
         with Image.open(picture) as shown:

@@ -99,11 +99,13 @@ def test_planned_bytes_are_those_of_real_tensors(
         "average": nbytes(learner.ema.average),
         "old policy": nbytes(learner.old),
         "text encoders": sum(nbytes(encoder.parameters()) for encoder in model.text_encoders()),
-        "activations": plan.saved_for_backward(model, 6),
     }
     assert {part: memory.parts[part] for part in counted} == counted
     assert memory.parts["transformer"] == counted["whole transformer"]
-    assert memory.phases["update"] == sum(size for part, size in counted.items() if part != "text encoders")
+    activations = memory.parts["activations"]
+    assert activations == pytest.approx(plan.saved_for_backward(model, 6), rel=1e-3)  # which a test above holds to real ones
+    kept = sum(size for part, size in counted.items() if part != "text encoders")
+    assert memory.phases["update"] == kept + activations
 
 
 def test_what_is_alive_at_a_time_is_counted(planned: tuple[configuration.RunSettings, Policy, plan.Memory]) -> None:
@@ -122,7 +124,7 @@ def test_what_is_alive_at_a_time_is_counted(planned: tuple[configuration.RunSett
     ("repository", "billions"),
     [
         ("stabilityai/stable-diffusion-3.5-medium", {"transformer": 2.24, "text_encoder_3": 4.76}),
-        ("stabilityai/stable-diffusion-3.5-large", {"transformer": 8.06, "text_encoder_2": 0.69}),
+        ("stabilityai/stable-diffusion-3.5-large", {"transformer": 8.06, "text_encoder_2": 0.695}),
         ("black-forest-labs/FLUX.1-dev", {"transformer": 11.9, "text_encoder_2": 4.76, "vae": 0.084}),
         ("Qwen/Qwen-Image", {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127}),
         ("Tongyi-MAI/Z-Image", {"transformer": 6.15, "text_encoder": 4.02}),
