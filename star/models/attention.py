@@ -178,7 +178,6 @@ class JointAttention:
         row = self._recorded if self.watched else attention
         return row(q_BAND, k_BAND, v_BAND, mask_BN).transpose(1, 2).flatten(2)
 
-    @torch.compiler.disable  # recording or not, compiled blocks stay the same program
     def _recorded(
         self, q_BAND: torch.Tensor, k_BAND: torch.Tensor, v_BAND: torch.Tensor, mask_BN: torch.Tensor | None
     ) -> torch.Tensor:
@@ -192,6 +191,11 @@ class JointAttention:
                     lse_BAN = log_sum_exp(q_BAND, k_BAND, mask_BN)
                 tap.recorder.record(block, q_BAND[asked], k_BAND[asked], lse_BAN[asked], tap.image, tap.text)
         return out_BAND
+
+
+def watched(joint: type[JointAttention]) -> type[JointAttention]:
+    """The same attention left out of compiled blocks, which stay the same program, recording or not."""
+    return type(f"Watched{joint.__name__}", (joint,), {"__call__": torch.compiler.disable(joint.__call__)})
 
 
 def projected(attn: nn.Module, x_BNE: torch.Tensor, text: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

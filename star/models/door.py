@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _FAMILIES = {  # class in model_index.json -> module:class
     "StableDiffusion3Pipeline": "star.models.sd3:SD3",
     "FluxPipeline": "star.models.flux:Flux",
+    "QwenImagePipeline": "star.models.qwen_image:QwenImage",
+    "ZImagePipeline": "star.models.z_image:ZImage",
 }
 
 

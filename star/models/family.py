@@ -8,7 +8,7 @@ width, N image tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from star.config import Compute
 from star.config import PolicySettings as Settings
 from star.errors import InputError
 from star.layout import ADAPTER_FILE
-from star.models.attention import JointAttention, Recorder, Tap, check_recordable
+from star.models.attention import JointAttention, Recorder, Tap, check_recordable, watched
 from star.models.door import Geometry, token_shift, whole_tokens
 from star.models.memory import starts_on
 from star.runtime import pick_device, pick_precision
@@ -60,13 +60,13 @@ class EncodedText:
         return torch.arange(self.columns_BLE.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
 
 
-def joined(parts: Sequence[EncodedText], negative: EncodedText | None) -> EncodedText:
+def joined(parts: Sequence[EncodedText]) -> EncodedText:
     """Prompts encoded in parts, their columns padded to the longest."""
     longest = max(part.columns_BLE.shape[1] for part in parts)
     columns_BLE = torch.cat([F.pad(part.columns_BLE, (0, 0, 0, longest - part.columns_BLE.shape[1])) for part in parts])
     pooled_BP = None if parts[0].pooled_BP is None else torch.cat([part.pooled_BP for part in parts])
     lengths = None if parts[0].lengths is None else tuple(length for part in parts for length in part.lengths)
-    return EncodedText(columns_BLE, pooled_BP, lengths, negative=negative)
+    return EncodedText(columns_BLE, pooled_BP, lengths)
 
 
 def pack(x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -134,8 +134,9 @@ class Family:
             check_recordable(chosen, None if heads is None else tuple(heads), counts)
         except ValueError as error:
             raise InputError(str(error)) from None
+        recordable = watched(self.joint)
         for i, block in enumerate(self.blocks):
-            self.attention_of(block).set_processor(self.joint((i, self._tap) if i in chosen else None))
+            self.attention_of(block).set_processor(recordable((i, self._tap)) if i in chosen else self.joint())
 
     def geometry_of(self, size: tuple[int, int]) -> Geometry:
         """The geometry of pictures of `size` (height, width): tokens of 2 x 2 latents, packed into the channels."""
@@ -162,7 +163,9 @@ class Family:
         if self.passes == 2 and self._negative is None:
             self._negative = self.encode_some([self.negative_prompt])
         starts = range(0, len(prompts), _ENCODED_AT_ONCE)
-        text = joined([self.encode_some(list(prompts[s : s + _ENCODED_AT_ONCE])) for s in starts], self._negative)
+        text = joined([self.encode_some(list(prompts[s : s + _ENCODED_AT_ONCE])) for s in starts])
+        masked = len({self.columns_run(length) for length in text.lengths or ()}) > 1
+        text = replace(text, masked=masked, negative=self._negative)
         if self.device.type != "cpu":
             for encoder in encoders:
                 encoder.to("cpu")
@@ -172,6 +175,10 @@ class Family:
     def encode_some(self, prompts: list[str]) -> EncodedText:
         """Encode few enough prompts for one pass, without the negative one."""
         raise NotImplementedError
+
+    def columns_run(self, length: int) -> int:
+        """The columns that a prompt of `length` has in a pass; a pass of unlike numbers is masked."""
+        return length
 
     def text_blocks(self) -> list[TextBlock]:
         """The blocks of the text columns, in the columns' order."""

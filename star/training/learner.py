@@ -99,8 +99,11 @@ class Learner:
         torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part of the loss."""
+        """Add the gradient of a part of the loss; zero where it does not depend on a parameter."""
         self.scaler.scale(loss).backward()
+        for parameter in self.parameters:
+            if parameter.grad is None:  # what follows the last attention of a text stream reaches no picture
+                parameter.grad = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def signal(self) -> torch.Tensor | None:

@@ -37,7 +37,8 @@ from star.training import train as trainer
 from star.training.learner import Learner
 
 SIZE = 32  # pixels
-PROMPTS = ["a photo of a red circle", 'a sign that says "KAT" on a dark background and a blue ring']  # of unlike lengths
+LONG = 'a sign that says "KAT" on a dark background and a blue ring left of a red square and a green circle above a yellow ring'
+PROMPTS = ["a photo of a red circle", LONG]  # of unlike lengths, also in lines of 32 tokens
 MARKED = [Span("circle", 17, 23, "object"), Span("KAT", 18, 21, "text")]
 
 
@@ -81,7 +82,7 @@ def test_euler_by_our_velocity_is_the_pipeline_s_own_call(name: str, folder: Pat
     ours = denoise(model, noise, text=model.encode(PROMPTS), schedule=schedule).latents_BSCHW[:, -1]
     theirs = drawn(name, plain(folder), noise[:, 0], guidance=guidance)
     assert (theirs - FAMILIES[name].latents(noise[:, 0])).abs().max() > 0.3
-    torch.testing.assert_close(FAMILIES[name].latents(ours), theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(FAMILIES[name].latents(ours), theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max())
     pixels = drawn(name, plain(folder), noise[:, 0], guidance=guidance, output_type="np")
     np.testing.assert_allclose(np.stack(model.decode(ours)) / 255, pixels, atol=0.5 / 255 + 2e-3)  # ours are rounded to bytes
 
@@ -112,21 +113,23 @@ def core_of(model: object) -> CoreColumns:
 def test_recording_changes_no_bit_and_records_the_explicit_softmax(
     name: str, folder: Path, rows_seen: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The whole softmax in the plain pipeline, at the first step of one.
-    model = policies.model(**settings(folder))
+    # The whole softmax in the plain pipeline, at the first of two steps; joint rows are the longest.
+    model, pipe, passes = policies.model(**settings(folder)), plain(folder), []
     noise = starts(model.geometry.latents)[:, 0]
-    drawn(name, plain(folder), noise, num_inference_steps=1)
-    longest = max(row_BNN.shape[-1] for row_BNN in rows_seen)
-    rows = [row_BNN for row_BNN in rows_seen if row_BNN.shape[-1] == longest][-len(model.blocks) :]
+    pipe.transformer.register_forward_pre_hook(lambda *_: rows_seen.clear())
+    pipe.transformer.register_forward_hook(lambda *_: passes.append(list(rows_seen)))
+    drawn(name, pipe, noise, num_inference_steps=2)
+    longest = max(row_BNN.shape[-1] for row_BNN in passes[0])
+    rows = [row_BNN for row_BNN in passes[0] if row_BNN.shape[-1] == longest]
     monkeypatch.undo()
 
     # Ours, recorded and not.
     blocks, text = tuple(range(len(model.blocks))), model.encode(PROMPTS)
     with torch.no_grad():
-        unwatched = model.velocity(noise, model.sigmas(1)[0].item(), text)
+        unwatched = model.velocity(noise, 1.0, text)
         model.watch(blocks)
         recorder = Recorder(core_of(model), blocks)
-        plainly, recorded = (model.velocity(noise, model.sigmas(1)[0].item(), text, given) for given in (None, recorder))
+        plainly, recorded = (model.velocity(noise, 1.0, text, given) for given in (None, recorder))
     assert torch.equal(plainly, recorded) and torch.equal(unwatched, recorded)
 
     # Every recorded probability and the rest of its row are 1.
@@ -163,6 +166,7 @@ def test_the_columns_of_a_marked_word_are_its_tokens(folder: Path) -> None:
                 tokens = block.tokens(prompt)
                 word = block.tokenizer.decode([tokens[column] for column in block.columns(prompt, span)])
                 assert word.replace(" ", "").lower() == span.text.lower()
+            assert len(block.tokenizer(block.frame[0], add_special_tokens=False).input_ids) >= block.dropped
         assert sum(block.length for block in blocks) >= model.encode(PROMPTS).columns_BLE.shape[1]
 
 
@@ -230,7 +234,7 @@ def test_a_saved_adapter_draws_the_same_picture_in_the_plain_pipeline(
         if given is not None:
             pipe.load_lora_weights(dict(given) if isinstance(given, dict) else given)
         found.append(drawn(name, pipe, noise[:, 0]))
-    torch.testing.assert_close(FAMILIES[name].latents(ours), found[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(FAMILIES[name].latents(ours), found[0], rtol=1e-3, atol=1e-4 * found[0].abs().max())
     assert torch.equal(found[0], found[1]) and (found[0] - found[2]).abs().max() > 0.01
 
 
