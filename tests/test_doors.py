@@ -44,9 +44,13 @@ DOORS = (
     Door(
         "model",
         rooms=("star/models", "star/pretraining"),
-        modules=("star.models.sd3",),
-        strings=("sd3",),
-        classes=("StableDiffusion3Pipeline", "SD3Transformer2DModel"),
+        modules=("star.models.sd3", "star.models.flux", "star.models.qwen_image", "star.models.z_image", "star.models.flux2"),
+        strings=("sd3", "flux", "qwen", "zimage"),
+        classes=(
+            *("StableDiffusion3Pipeline", "SD3Transformer2DModel", "FluxPipeline", "FluxTransformer2DModel"),
+            *("QwenImagePipeline", "QwenImageTransformer2DModel", "ZImagePipeline", "ZImageTransformer2DModel"),
+            *("Flux2KleinPipeline", "Flux2Transformer2DModel"),
+        ),
     ),
     Door(
         "objective",

@@ -44,19 +44,20 @@ class Lora(Section):
 
     rank: Positive = Field(32, description="rank of the trained adapter")
     alpha: Positive = Field(64, description="scale of the adapter: alpha / rank multiplies its output")
-    targets: list[str] = Field(
-        [
-            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        ],
-        description="module names that get an adapter; the default is the eight joint-attention projections",
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="ends of module names that get an adapter; each must match a module. none: those of the base's family "
+        "([docs/models.md](../docs/models.md)), of Stable Diffusion 3 the eight joint-attention projections",
     )
 
 
 class PolicySettings(Section):
-    """The generator: an SD3-format folder, or a hub repository at a pinned revision."""
+    """The generator: a diffusers pipeline of a known family, in a folder or a hub repository at a pinned revision."""
 
-    model: Place = Field(description="SD3-format pipeline folder, or a hub repository")
+    model: Place = Field(
+        description="folder of a diffusers pipeline, or a hub repository; which families can be trained: "
+        "[docs/models.md](../docs/models.md)"
+    )
     revision: str | None = Field(
         None,
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
@@ -65,8 +66,10 @@ class PolicySettings(Section):
     resolution: Resolution = Field(
         description="size of the images, pixels: one number for squares, or `[height, width]`; multiples of the base's patches"
     )
-    guidance: float = Field(ge=1, description="classifier-free guidance in rollout, update and sampling; 1 is without")
-    max_sequence_length: Positive = Field(128, description="columns of the T5 block")
+    guidance: float = Field(ge=1, description="guidance in rollout, update and sampling; 1 is without; FLUX.1-dev is told it")
+    max_sequence_length: Positive = Field(
+        128, description="columns of the T5 block, or of the one text block; Z-Image and FLUX.2 count their template's"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",
         description="`float32`, `bfloat16` or `float16` inside the transformer; latents and step arithmetic stay float32. "
@@ -290,6 +293,11 @@ class Compute(Section):
         False,
         description="share the frozen base out over the processes (FSDP) instead of a copy in each; slower, for bases that do "
         "not fit",
+    )
+    offload: Literal["none", "blocks"] = Field(
+        "none",
+        description="`blocks` keeps the frozen transformer in the CPU's memory and brings its blocks to the GPU one after the "
+        "other (FSDP); slower still, for bases that do not fit on the GPUs there are",
     )
     gradient_checkpointing: bool = Field(
         False,

@@ -111,7 +111,7 @@ def _objective(paths: Sequence[Path], sets: Sequence[str], task: str, *, name: s
     settings = _settings(paths, sets, task, name)
     config = configuration.load(paths, sets)
     policy = make_policy(settings, seed)
-    planned = plan.memory_bytes(policy, settings, 1)
+    planned, branches = plan.memory_of(policy, settings, 1), policy.model.passes
     on_gpu = policy.device.type == "cuda"
     del policy
     if on_gpu:
@@ -125,15 +125,15 @@ def _objective(paths: Sequence[Path], sets: Sequence[str], task: str, *, name: s
         "fine": learned,
         "said": _of_epoch(row, planned, settings, on_gpu=on_gpu) if learned else _NOTHING_LEARNED,
         "metrics": row,
-        "planned_bytes": planned,
-        "passes": plan.passes(settings)._asdict(),
+        "planned_bytes": {"parts": planned.parts, "phases": planned.phases, "peak": planned.phases[planned.peak]},
+        "passes": plan.passes(settings, branches)._asdict(),
         "settings": settings.model_dump(mode="json"),
     }
 
 
-def _of_epoch(row: dict, planned: dict, settings: RunSettings, *, on_gpu: bool) -> str:
+def _of_epoch(row: dict, planned: plan.Memory, settings: RunSettings, *, on_gpu: bool) -> str:
     """Whether the ratio was 1, seconds an image, and memory beside the plan's, GiB."""
-    measured, estimated = row["peak_memory_bytes"] / 2**30, planned["peak"] / 2**30
+    measured, estimated = row["peak_memory_bytes"] / 2**30, planned.phases[planned.peak] / 2**30
     ratio = "every ratio 1 before the first update; " if make_objective(settings).noisy else ""
     seconds = row["seconds_rollout"] + row["seconds_reward"] + row["seconds_update"]
     whose = "" if on_gpu else " (of the whole process, on a CPU)"

@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
+from star.allocation.columns import TextBlock
 from star.errors import InputError
 from star.models.attention import Recorder
-from star.prompts.record import Span
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedTokenizerFast
 
     from star.config import Compute, PolicySettings
+    from star.models.family import Family
 
-_FAMILIES = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}  # class in model_index.json -> module:class
+_FAMILIES = {  # class in model_index.json -> module:class
+    "StableDiffusion3Pipeline": "star.models.sd3:SD3",
+    "FluxPipeline": "star.models.flux:Flux",
+    "QwenImagePipeline": "star.models.qwen_image:QwenImage",
+    "ZImagePipeline": "star.models.z_image:ZImage",
+}
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,8 @@ class FlowModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; the text encoders visit the device only meanwhile."""
 
-    def tokenizers(self) -> "list[tuple[PreTrainedTokenizerFast, int]]":
-        """The tokenizers whose tokens are text columns, each with the columns of its block, in the columns' order."""
-
-    def span_columns(self, prompt: str, spans: Sequence[Span]) -> list[list[int]]:
-        """For every span its columns among the text columns; none for what truncation cut away."""
+    def text_blocks(self) -> list[TextBlock]:
+        """The blocks of the text columns, in the columns' order."""
 
     def velocity(
         self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: Text, recorder: Recorder | None = None
@@ -100,6 +102,9 @@ class FlowModel(Protocol):
 
     def decode(self, x_BCHW: torch.Tensor) -> "list[np.ndarray]":
         """Pictures of clean latents, uint8 [height, width, 3] each."""
+
+    def pixels(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """What `decode` makes of latents before it rounds, -1 to 1, [B, 3, height, width]."""
 
     def save_lora(self, folder: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
         """Write an adapter as this family's pipelines load it; names and metadata are peft's."""
@@ -159,9 +164,31 @@ def load_model(settings: "PolicySettings", compute: "Compute | None" = None) -> 
     """
     from star.models.load import load_pipeline, pipeline_class
 
-    name = pipeline_class(settings)
+    family = _family(settings, pipeline_class(settings))
+    return family(load_pipeline(settings), settings, compute)
+
+
+def unloaded_model(settings: "PolicySettings", compute: "Compute | None" = None) -> FlowModel:
+    """The base without weights, on the device `meta`, for estimates.
+
+    Raises InputError as `load_model`, and not for weights that are missing where its configurations are known here.
+    """
+    from star.models.unloaded import pipeline
+
+    pipe = pipeline(settings)
+    return _family(settings, type(pipe).__name__)(pipe, settings, compute)
+
+
+def text_blocks(settings: "PolicySettings") -> list[TextBlock]:
+    """The blocks of a base's text columns, without its weights. Raises InputError as `load_model`."""
+    from star.models.load import load_tokenizers, pipeline_class
+
+    return _family(settings, pipeline_class(settings)).blocks_of(load_tokenizers(settings), settings)
+
+
+def _family(settings: "PolicySettings", name: str) -> type["Family"]:
+    """The class behind the door for a pipeline class. Raises InputError for one that is not known here."""
     if name not in _FAMILIES:
         raise InputError(f"policy.model: {settings.model} is a {name}; known here are {', '.join(_FAMILIES)}")
     module, _, family = _FAMILIES[name].partition(":")
-    wrapper = getattr(importlib.import_module(module), family)
-    return wrapper(load_pipeline(settings), settings, compute)
+    return getattr(importlib.import_module(module), family)

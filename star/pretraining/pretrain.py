@@ -26,7 +26,7 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from tqdm import tqdm
 
-from star.models.sd3 import joint_attention
+from star.models.sd3 import SD3Attention
 from star.pretraining import base
 from star.runtime import has_bfloat16
 from star.training.learner import optimizer_tensors, set_optimizer_tensors
@@ -237,7 +237,7 @@ def train_transformer(
     # What is trained, as it was when the run stopped.
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
     for block in pipe.transformer.transformer_blocks:
-        block.attn.set_processor(joint_attention)  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
+        block.attn.set_processor(SD3Attention())  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
     named = dict(modules.named_parameters())
     parameters = list(named.values())
     flow = _Flow(modules, _optimizers(named, recipe), average={n: p.detach().clone() for n, p in named.items()})

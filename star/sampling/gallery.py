@@ -21,6 +21,7 @@ from star.flow.seeding import noise
 from star.models.adapter import load_adapter
 from star.models.attention import Recorder
 from star.models.door import FlowModel, load_model
+from star.models.memory import spread
 from star.prompts.record import Prompt, read
 from star.worlds.door import world
 
@@ -176,7 +177,8 @@ def _ready(
     model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
         load_adapter(model, adapter)
-    if cut := cut_prompts(model.tokenizers(), records):
+    spread(model, settings.compute, processes=1)
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 

@@ -24,6 +24,7 @@ from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
 from star.models.adapter import adapter_file, use_adapter
 from star.models.door import FlowModel, Text, load_model
+from star.models.memory import spread
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
 
@@ -128,9 +129,10 @@ def sample_checkpoints(
 
     # Base and prompts, once.
     model = load_model(evaluated_policy(config), config.compute)
+    spread(model, config.compute, processes=1)
     drawing = _Drawing(model, make_schedule(model.sigmas(evaluation.steps), noise_level=0.0), records, evaluation, seed)
     text = model.encode([record.text for record in records])
-    if cut := cut_prompts(model.tokenizers(), records):
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
 
     # Every checkpoint's pictures.

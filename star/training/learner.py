@@ -109,11 +109,17 @@ class Learner:
         torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
     def backward(self, loss: torch.Tensor, step: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Add the gradient of a part of the loss, which belongs to a step; returns the norm of what was added and its `signal`."""
+        """Add the gradient of a part of the loss, which belongs to a step; zero where the loss does not depend on a parameter.
+
+        Returns the norm of what was added, and its `signal`.
+        """
         if self.measures:
             self._be_gradient(self.apart.get(step, [None] * len(self.parameters)))
         before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         self.scaler.scale(loss).backward()
+        for parameter in self.parameters:
+            if parameter.grad is None:  # what follows the last attention of a text stream reaches no picture
+                parameter.grad = torch.zeros_like(parameter)
         added = [p.grad if b is None else p.grad - b for p, b in zip(self.parameters, before, strict=True)]
         if self.measures:
             self.apart[step] = [p.grad for p in self.parameters]

@@ -18,6 +18,7 @@ from star.files import whole, write_json
 from star.flow.schedule import make_schedule
 from star.layout import Run, epoch_of
 from star.models.door import at
+from star.models.memory import gathers
 from star.prompts.record import Prompt
 from star.sampling.sample import draw
 from star.training import health
@@ -61,7 +62,7 @@ class Pictures:
         """Draw, measure and keep the pictures of an epoch; returns what metrics.jsonl says of them."""
         session, began = self._session, time.perf_counter()
         first = session.processes.rank == 0
-        if first or session.settings.compute.shard:
+        if first or gathers(session.settings.compute, session.processes.count):
             pictures = self._drawn()
         if not first:
             return {}

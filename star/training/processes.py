@@ -151,5 +151,5 @@ class Processes:
 
     def close(self) -> None:
         """Leave the group of processes."""
-        if self.count > 1:
+        if distributed.is_initialized():  # also that of one process, whose base is offloaded
             distributed.destroy_process_group()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from star import code
@@ -16,8 +17,10 @@ from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
 from star.layout import Run
-from star.models.door import load_model
+from star.models.door import FlowModel, load_model, unloaded_model
+from star.models.memory import gathers, spread
 from star.models.policy import Policy
+from star.models.unloaded import configurations_of
 from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.runtime import environment
@@ -26,7 +29,7 @@ from star.training import checkpoint, folder, health, pictures
 from star.training.epoch import Session, last_trained, measured_steps, run_epoch, trained_steps, weighted_steps
 from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
-from star.training.plan import describe, describe_device, describe_disk, describe_memory
+from star.training.plan import describe, describe_device, describe_disk, describe_memory, standing_in, weightless
 from star.training.processes import Processes
 from star.worlds.door import world
 
@@ -120,7 +123,10 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
 
 def make_policy(settings: RunSettings, seed: int) -> Policy:
     """The base with a fresh adapter, its attention ready to be recorded where maps are made."""
-    model = load_model(settings.policy, settings.compute)
+    return _with_adapter(load_model(settings.policy, settings.compute), settings, seed)
+
+
+def _with_adapter(model: FlowModel, settings: RunSettings, seed: int) -> Policy:
     if blocks := recorded_blocks(settings.allocation):
         model.watch(blocks, settings.allocation.heads)
     return Policy(model, settings.policy.lora, seed)
@@ -130,9 +136,17 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     """Print what `train` would do and need with compute.processes, and do nothing. Raises InputError as `train` does."""
     processes = settings.compute.processes
     check(settings, prompts, processes)
-    policy = make_policy(settings, seed)
-    memory, disk = describe_memory(policy, settings, processes), describe_disk(policy, settings)
-    print(*describe(settings, processes), describe_device(policy), *memory, *disk, sep="\n")
+    chosen = weightless(settings.policy)
+    with torch.device("meta"):
+        policy = _with_adapter(unloaded_model(chosen, settings.compute), settings, seed)
+    with standing_in(policy.model, settings.policy):
+        lines = [*describe(settings, processes, policy.model.passes), *describe_memory(policy, settings, processes)]
+    print(
+        *lines,
+        *describe_disk(policy, settings),
+        f"base     {configurations_of(chosen).source}: its configurations alone, no weights",
+        sep="\n",
+    )
 
 
 def train(
@@ -192,8 +206,7 @@ def _train_alone(
     processes.from_first(lambda: folder.require_disk(run, learner, settings))
     if processes.rank == 0:
         _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
-    if settings.compute.shard and processes.count > 1:
-        learner.policy.shard(processes.count)
+    spread(learner.policy.model, settings.compute, processes.count)
 
     # Epochs, each with its line of metrics.
     bar = tqdm(
@@ -240,10 +253,10 @@ def _announce(settings: RunSettings, policy: Policy, prompts: Sequence[Prompt], 
     here = environment(policy.device) | {"precision": str(policy.model.dtype)}
     write_json(run.environment, here)
     code.record(run.folder, "star.training.train", fresh=done == 0)
-    lines = [*describe(settings, processes), describe_device(policy)]
-    if policy.device.type == "cuda":
+    lines = [*describe(settings, processes, policy.model.passes), describe_device(policy)]
+    if policy.device.type == "cuda" and not gathers(settings.compute, processes):  # else not all of it is there
         lines += describe_memory(policy, settings, processes)
-    if cut := cut_prompts(policy.model.tokenizers(), prompts):
+    if cut := cut_prompts(policy.model.text_blocks(), prompts):
         lines.append(cut)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
