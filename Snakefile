@@ -32,6 +32,7 @@ include: "workflow/rules/score.smk"
 include: "workflow/rules/maps.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/evidence.smk"
+include: "workflow/rules/credit.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
 

@@ -3,6 +3,7 @@
 Source: ours (docs/credit.md).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
@@ -81,6 +82,8 @@ def chosen(known: dict[str, Allocation], names: Sequence[str], allocation: Alloc
     found = {}
     for name in names:
         own, _, said = name.partition("=")
+        if said and (not re.fullmatch(r"[A-Za-z][\w-]*", own) or own == SCALAR):
+            raise InputError(f"--allocations {own}: no name for an allocation of your own; letters, digits, _ and -")
         if said:
             found[own] = _spoken(own, said, allocation)
         elif own in known:

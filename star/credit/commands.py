@@ -9,6 +9,7 @@ from star import config as configuration
 from star import layout
 from star.errors import InputError
 from star.prompts import make
+from star.prompts.record import read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dimensions", type=int, default=16384, metavar="D", help="of the projection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
+    parser.add_argument("--start-over", action="store_true", help="set a measurement of other settings aside")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: credit/<task> in the experiment's folder")
 
 
@@ -59,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or layout.credit(config, args.task)
     measurement = measure.Measurement(settings, chosen, args.octiles, args.adapter, args.dimensions, args.seed)
     watched = [name for name in methods if name in chosen] or list(chosen)
+    if args.start_over:
+        measure.set_aside(measurement, out)
+    prompts = read(args.prompts) if args.prompts else make.records(config, args.task, "train")
     enough = partial(estimates.enough, watched=watched, width=args.until, dimensions=args.dimensions)
-    batches = measure.measure(measurement, make.records(config, args.task, "train"), out, batches=args.batches, enough=enough)
+    batches = measure.measure(measurement, prompts, out, batches=args.batches, enough=enough)
     print(report.write(out, measurement.rows, batches), f"{out}: credit.csv, steps.csv, credit.md, credit.svg", sep="\n")

@@ -173,6 +173,12 @@ def _begin(measurement: Measurement, out: Path) -> None:
     )
 
 
+def set_aside(measurement: Measurement, out: Path) -> None:
+    """Rename a folder that has another measurement; its key is then the end of its name."""
+    if (out / ABOUT).exists() and (key := about(out)["key"]) != measurement.key:
+        out.rename(out.with_name(f"{out.name}.{key}"))
+
+
 def _recording(measurement: Measurement) -> Allocation:
     """An allocation that has core columns and true objects made, whatever is measured, and records little."""
     of_attention = [a for a in measurement.allocations.values() if a.source == "attention" and a.blocks]

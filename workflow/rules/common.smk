@@ -5,7 +5,7 @@ import hashlib
 import yaml
 
 from star import layout
-from star.config import SCORERS, key, main_scorer, run_settings
+from star.config import SCORERS, key, main_scorer, methods_of, run_settings
 from star.evidence import questions
 from star.files import write_text
 from star.hub.fetch import needs
@@ -16,6 +16,7 @@ RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcar
 EPOCH = "epoch{epoch}"
 PROMPTS = layout.prompts(CONFIG, "{task}", "{split}")
 TEST_PROMPTS = layout.prompts(CONFIG, "{task}", CONFIG.evaluation.split)
+CREDIT = layout.credit(CONFIG, "{task}")
 LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
 RESOLVED = EXPERIMENT / "config.yaml"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]

@@ -1,0 +1,148 @@
+"""`star credit` on the tiny random base: what it writes, that a stopped one goes on to the same bytes, what it refuses."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from trainings import ROOT, SMALL
+
+from star.cli import main
+from star.credit import measure
+
+ALLOCATIONS = ("star", "inverse", "own={blocks: [3], sharpness: 3}")
+BATCHES = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pilots() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("star.credit.measure.PILOTS", 2)
+        patch.setattr("star.credit.statistics.RESAMPLES", 50)
+        patch.chdir(ROOT)
+        yield
+
+
+def credit(base: Path, out: Path, *more: str, allocations: tuple[str, ...] = ALLOCATIONS, batches: int = BATCHES) -> int:
+    """The exit code of a measurement on the preference task."""
+    settings = [part for one in (*SMALL, f"policy.model={base}") for part in ("--set", one)]
+    chosen = ["--allocations", *allocations] if allocations else []
+    common = ["--task", "preference", "--batches", str(batches), "--dimensions", "500", "--out", str(out)]
+    return main(["credit", *common, *chosen, *settings, *more])
+
+
+def written(out: Path) -> dict[str, bytes]:
+    """Every file of a measurement, but for what a killed process left."""
+    files = (file for file in sorted(out.rglob("*")) if file.is_file() and not file.name.startswith("."))
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def measured(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("credit") / "preference"
+    assert credit(random_base, out, "--octiles", "star") == 0
+    return out
+
+
+def test_it_writes_tables_and_a_figure(measured: Path) -> None:
+    table, steps, octiles = (pd.read_csv(measured / f"{name}.csv") for name in ("credit", "steps", "octiles"))
+    names = ["scalar", "star", "inverse", "own"]
+    assert list(table["allocation"]) == 3 * names and set(table["batches"]) == {BATCHES}
+    assert list(table["steps"].unique()) == ["equal", "equal_noise", "measured"]
+    scalar = table[(table["allocation"] == "scalar") & (table["steps"] == "equal")].iloc[0]
+    assert scalar[["signal", "noise", "efficiency", "same_steps", "gain"]].tolist() == [1, 1, 1, 1, 1]
+    assert list(steps["allocation"].unique()) == names and list(steps["step"].unique()) == [0, 1]
+    assert steps.groupby("allocation")["noise"].sum().round(6).eq(1).all()
+    assert steps.groupby("allocation")["weight_equal_noise"].mean().round(6).eq(1).all()
+    assert list(octiles["octile"]) == list(range(1, 9)) and octiles["signal"].sum() == pytest.approx(1, rel=1e-3)
+    page = (measured / "credit.md").read_text(encoding="utf-8")
+    assert "the policy gradient" in page and "## One step alone" in page and "not measurable" in page
+    assert (measured / "credit.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_stopped_measurement_goes_on_to_the_same_bytes(
+    random_base: Path, tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save, left = tmp_path / "stopped", measure.save_file, [20]
+
+    def until(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(measure, "save_file", until)
+    with pytest.raises(KeyboardInterrupt):
+        credit(random_base, out, "--octiles", "star")
+    (out / "batches" / "0004" / ".scalar.123.safetensors").write_bytes(b"half a file")
+    assert 20 > len(list(out.rglob("batches/*/[!.]*.safetensors"))) > 12
+    monkeypatch.setattr(measure, "save_file", save)
+    assert credit(random_base, out, "--octiles", "star") == 0
+    assert written(out) == written(measured)
+
+
+def test_allocations_may_be_added_later(random_base: Path, tmp_path: Path, measured: Path) -> None:
+    out = tmp_path / "later"
+    assert credit(random_base, out, allocations=("inverse",), batches=4) == 0
+    assert credit(random_base, out, "--octiles", "star") == 0
+    same = [name for name in written(measured) if name.endswith((".safetensors", ".csv", ".md"))]
+    assert {name: written(out)[name] for name in same} == {name: written(measured)[name] for name in same}
+
+
+def test_it_stops_when_intervals_are_narrow(random_base: Path, tmp_path: Path, measured: Path) -> None:
+    shutil.copytree(measured, tmp_path / "wide")
+    shutil.rmtree(tmp_path / "wide/batches/0007")
+    assert credit(random_base, tmp_path / "wide", "--until", "1e12", "--octiles", "star") == 0
+    assert not (tmp_path / "wide/batches/0007").exists()
+    assert set(pd.read_csv(tmp_path / "wide/credit.csv")["batches"]) == {4}
+
+
+def test_a_forward_process_objective_says_what_it_is_measured_against(random_base: Path, tmp_path: Path) -> None:
+    nft = ("--set", "objective={name: nft}", "--set", "rollout.same_start=false")
+    assert credit(random_base, tmp_path, *nft, allocations=("star", "random"), batches=4) == 0
+    page = (tmp_path / "credit.md").read_text(encoding="utf-8")
+    assert "nft's own scalar gradient, which is no policy gradient" in page
+    assert list(pd.read_csv(tmp_path / "steps.csv")["step"].unique()) == [0, 1]
+
+
+def test_the_policy_may_have_an_adapter(random_base: Path, star_run: Path, tmp_path: Path, measured: Path) -> None:
+    adapter = star_run / "checkpoints/epoch0003/adapter"
+    assert credit(random_base, tmp_path / "trained", "--adapter", str(adapter), batches=4) == 0
+    assert "the adapter " in (tmp_path / "trained/credit.md").read_text(encoding="utf-8")
+    trained, fresh = (folder / "batches/0003/scalar.safetensors" for folder in (tmp_path / "trained", measured))
+    assert trained.read_bytes() != fresh.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "allocations", "said"),
+    [
+        ((), ("nowhere",), "--allocations nowhere: not known; there are scalar, star, random, "),
+        ((), ("x={sharpness: -1}",), "--allocations x: allocation.sharpness: "),
+        ((), ("x=[1]",), "--allocations x: '[1]' is no mapping"),
+        ((), ("a/b={sharpness: 2}",), "--allocations a/b: "),
+        ((), ("inverse", "own={sharpness: 2}"), "`own` was measured with other settings"),
+        (("--seed", "1"), ALLOCATIONS, "measurement of other settings, prompts or weights; name another --out"),
+        (("--set", "rollout.noise_level=0.3"), ALLOCATIONS, "measurement of other settings"),
+        (("--octiles", "nobody"), ALLOCATIONS, "--octiles nobody: not among the allocations; there are star, inverse, own"),
+        (("--batches", "3"), ALLOCATIONS, "--batches 3: an interval needs at least 4"),
+        (("--dimensions", "0"), ALLOCATIONS, "--dimensions 0: at least 1"),
+        (("--adapter", "nowhere"), ALLOCATIONS, "--adapter: no folder nowhere"),
+        (("--task", "shape"), ALLOCATIONS, "tasks: no `shape`"),
+    ],
+)
+def test_bad_input_stops_before_work(
+    random_base: Path,
+    tmp_path: Path,
+    measured: Path,
+    capsys: pytest.CaptureFixture,
+    more: tuple[str, ...],
+    allocations: tuple[str, ...],
+    said: str,
+) -> None:
+    shutil.copytree(measured, tmp_path / "copy")
+    before = written(tmp_path / "copy")
+    assert credit(random_base, tmp_path / "copy", *more, allocations=allocations) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("star credit: ") and said in error
+    assert written(tmp_path / "copy") == before
