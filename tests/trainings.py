@@ -10,7 +10,7 @@ from star.prompts import make
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training import train as trainer
-from star.training.epoch import Session
+from star.training.epoch import Session, measured_steps
 from star.training.learner import Learner
 from star.training.processes import Processes
 
@@ -64,7 +64,8 @@ def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: Re
     """What the epochs of a training share, without true objects, in one process."""
     objective = make_objective(settings)
     policy = trainer.make_policy(settings, 0)
-    learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
+    steps = measured_steps(settings, objective)
+    learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks, steps=steps)
     return Session(settings, 0, prompts, learner, objective, pool, Processes(), lambda pictures: None)
 
 

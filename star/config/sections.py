@@ -88,6 +88,12 @@ class Rollout(Section):
     steps: Positive = Field(10, description="denoising steps")
     noise_level: float = Field(0.7, gt=0, description="a of the sampler: how much noise a step adds")
     groups: Positive = Field(48, description="prompts an epoch")
+    spare_groups: int = Field(
+        0,
+        ge=0,
+        description="further prompts an epoch, sampled when all images of some group got the same reward: their groups take "
+        "the places of such groups, from which nothing is learned. All sampled images count",
+    )
     group_size: int = Field(24, ge=2, description="images of each prompt; the advantage compares them with each other")
     batch: Positive = Field(24, description="images sampled at once; divides groups x group_size")
     same_start: bool = Field(
@@ -129,8 +135,20 @@ class Training(Section):
 
     epochs: Positive = Field(description="rollouts followed by updates; more of them continue a shorter run")
     updates_per_epoch: Positive = Field(2, description="optimizer steps an epoch; its images are split among them")
+    equal_updates: bool = Field(
+        False,
+        description="cut the rollouts that are kept into equal updates, as Flow-GRPO does, instead of filling one micro-batch "
+        "after the other: AdamW makes an update of two rollouts as large as one of 48",
+    )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
+    reward_combination: Literal["sum", "standardised", "advantages"] = Field(
+        "sum",
+        description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
+        "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
+        "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
+        "([docs/objectives.md](../docs/objectives.md))",
+    )
     max_kl: float | None = Field(
         None,
         gt=0,
@@ -146,6 +164,16 @@ class Training(Section):
         None,
         description="stop the run, at a checkpoint to go on from, when so many times in a row the pictures of fixed prompts "
         "(`tracking.prompts`) had no higher reward than all before; none goes on",
+    )
+
+    step_backs: int = Field(
+        0,
+        ge=0,
+        description="how many times the training, when it diverges (numbers that are not finite, or `max_kl`), goes back to "
+        "its newest state from before the last whole epoch and on from there at a lower rate, instead of stopping",
+    )
+    step_back_factor: float = Field(
+        0.5, gt=0, lt=1, description="what a step back multiplies `optimizer.learning_rate` and `optimizer.update_norm` by"
     )
 
 
@@ -166,10 +194,24 @@ class Checkpoints(Section):
 class Allocation(Section):
     """STAR's maps (ours)."""
 
-    source: Literal["none", "uniform", "attention", "oracle"] = Field(
+    source: Literal[
+        "none", "uniform", "attention", "oracle", "deviation", "covariance", "attention_deviation", "attention_covariance"
+    ] = Field(
         "none",
-        description="`attention`: maps from the generator's attention; `oracle`: the true objects, in the miniature; "
-        "`uniform`: ones, through the same code; `none`: the scalar objective",
+        description="`attention`: maps from the generator's attention; `deviation`: where a rollout differs from its group's "
+        "mean; `covariance`: where such differences go with the reward; `attention_deviation`, `attention_covariance`: their "
+        "products with the attention map; `oracle`: the true objects, in the miniature; `uniform`: ones, through the same "
+        "code; `none`: the scalar objective",
+    )
+    contrast_latents: Literal["final", "step", "predicted"] = Field(
+        "final",
+        description="latents that `deviation` and `covariance` compare: the rollout's `final` ones, those that the trained "
+        "`step` leads to, or the clean picture `predicted` from these",
+    )
+    leave_one_out: bool = Field(
+        True,
+        description="`covariance`: make a rollout's map from the others of its group, so that its own reward does not bias it; "
+        "`false` makes one map a group",
     )
     control: Literal["none", "random", "shuffled", "inverse"] = Field(
         "none",
@@ -184,7 +226,7 @@ class Allocation(Section):
     blocks: list[Annotated[int, Field(ge=0)]] = Field(
         [],
         description="transformer blocks whose attention makes the maps; which ones localise is measured per base model "
-        "(`star maps --localisation`)",
+        "(`star maps --localisation`); `deviation` and `covariance` need none",
     )
     heads: Annotated[list[int], Field(min_length=1)] | None = Field(
         None, description="attention heads to average; none takes all"
@@ -205,6 +247,20 @@ class Allocation(Section):
         description="mean 1 over the locations of every step, or over steps and locations jointly (`per_trajectory`): steps "
         "with more attention to the core content then weigh more",
     )
+    time: Literal["equal", "equal_noise", "measured", "snr"] | list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        "equal",
+        description="weights of the trained steps (or of the noised times), mean 1, which multiply the policy's loss: `equal`; "
+        "`equal_noise`: 1 / the size of a step's own gradient, by the sampler's coefficients first and measured then; "
+        "`measured`: signal / noise^2 and `snr`: signal / noise, measured while training; or numbers, one for each step that "
+        "may be trained, as `star credit` gives them. With or without maps",
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _some_step_counts(cls, time: str | list[float]) -> str | list[float]:
+        if not isinstance(time, str) and not any(time):
+            raise ValueError("no step has a weight; give one number above 0 at least, or the name of a rule")
+        return time
 
     @model_validator(mode="after")
     def _a_control_needs_maps(self) -> "Allocation":

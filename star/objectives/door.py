@@ -17,6 +17,7 @@ from star.objectives.points import Point, Terms, Velocities
 
 if TYPE_CHECKING:
     from star.config import RunSettings
+    from star.flow.schedule import Schedule
     from star.training.epoch import Epoch
     from star.training.learner import Learner
     from star.training.rollout import Rollouts
@@ -41,6 +42,9 @@ class Objective(Protocol):
 
     def points_a_sample(self, trained: range) -> int:
         """How many points a rollout has when these denoising steps may be trained."""
+
+    def gradient_scale(self, schedule: "Schedule", step: int) -> float:
+        """How large the gradient of a step is by the sampler's coefficients, up to a factor; 1 where they say nothing."""
 
     def terms(self, point: Point, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None) -> Terms:
         """The losses of every sample at a point."""

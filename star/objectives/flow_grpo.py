@@ -12,7 +12,7 @@ import torch
 from star.allocation.spread import spread
 from star.config import FlowGrpo as Settings
 from star.config import Guard as GuardSettings
-from star.flow.schedule import log_prob, step_mean
+from star.flow.schedule import Schedule, log_prob, step_mean
 from star.objectives import trajectory
 from star.objectives.advantages import group_advantages
 from star.objectives.points import Terms, Transition, Velocities
@@ -49,6 +49,10 @@ class FlowGrpo:
     def points_a_sample(self, trained: range) -> int:
         """One a trained step."""
         return len(trained)
+
+    def gradient_scale(self, schedule: Schedule, step: int) -> float:
+        """Of a log-probability for the velocity: noise x (coefficient of v) / std."""
+        return (schedule.coef_v[step].abs() / schedule.std[step]).item()
 
     def terms(
         self, point: Transition, *, velocities: Velocities, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from star.config import Awm, Nft, Pepg
+    from star.flow.schedule import Schedule
     from star.training.epoch import Epoch
     from star.training.learner import Learner
     from star.training.rollout import Rollouts
@@ -40,6 +41,10 @@ class ForwardProcess:
     def points_a_sample(self, trained: range) -> int:
         """The setting, or all noise levels that may be trained."""
         return self.settings.times or len(trained) - self.skip_first
+
+    def gradient_scale(self, schedule: "Schedule", step: int) -> float:
+        """Unknown: points are noised afresh, without the sampler."""
+        return 1.0
 
     def end_epoch(self, learner: "Learner", epoch: int) -> None:
         """Move the old policy towards the policy."""

@@ -10,6 +10,7 @@ Shapes: M micro-batch, C latent channels, H W latent grid.
 import torch
 
 from star.allocation.spread import spread
+from star.flow.schedule import Schedule
 from star.objectives.flow_grpo import FlowGrpo
 from star.objectives.points import Transition
 from star.objectives.trajectory import clipped_loss, clipped_loss_by_location
@@ -21,10 +22,19 @@ def log_ratio(point: Transition, mean_MCHW: torch.Tensor) -> torch.Tensor:
     return (noise_MCHW * (mean_MCHW - point.old_mean)).mean(1)
 
 
+def _duration(schedule: Schedule, step: int) -> float:
+    """-dt."""
+    return (schedule.std[step] / schedule.spread[step]).item() ** 2
+
+
 class Guard(FlowGrpo):
     """Flow-GRPO whose ratios are normalised, and whose steps have equal weight."""
 
     keeps_old_means = True
+
+    def gradient_scale(self, schedule: Schedule, step: int) -> float:
+        """Of a normalised log-ratio over the step's duration: noise x (coefficient of v) / -dt."""
+        return (schedule.coef_v[step].abs() / _duration(schedule, step)).item()
 
     def _policy_loss(
         self, point: Transition, mean_MCHW: torch.Tensor, advantage_M: torch.Tensor, map_MHW: torch.Tensor | None
@@ -37,5 +47,4 @@ class Guard(FlowGrpo):
         else:
             log_ratio_M = spread(log_ratio_MHW, map_MHW)
             loss_M, ratio = clipped_loss(advantage_M, log_ratio_M, torch.zeros_like(log_ratio_M), self.clip_range)
-        duration = (point.schedule.std[point.step] / point.schedule.spread[point.step]).item() ** 2  # -dt
-        return loss_M / duration, ratio
+        return loss_M / _duration(point.schedule, point.step), ratio

@@ -69,8 +69,8 @@ def rollout_points(
     epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray, *, levels: torch.Tensor, times: int
 ) -> Iterator[Noised]:
     """The points of some clean rollouts of the epoch; (seed, epoch, prompt, rollout) name their random numbers."""
-    size = len(rollouts.prompt_B) // len(epoch.prompts)
-    names = [(epoch.seed, epoch.number, epoch.ids[row // size], int(row % size)) for row in rows]
+    size = int((rollouts.prompt_B == rollouts.prompt_B[0]).sum())
+    names = [(epoch.seed, epoch.number, epoch.ids[rollouts.prompt_B[row]], int(row % size)) for row in rows]
     return noised_points(rollouts.latents_RSCHW[rollouts.places(rows), -1], names, sigmas=levels, times=times)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from star.allocation.columns import core_columns, cut_prompts
 from star.allocation.maps import allocation_map, effective_area, entropy, localisation
-from star.allocation.sources import Observation
+from star.allocation.sources import Observation, contrast
 from star.allocation.spread import token_shares
 from star.config import Allocation, RunSettings
 from star.errors import InputError
@@ -155,6 +155,11 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
 
 
 def _check_blocks(settings: RunSettings) -> None:
+    if contrast(settings.allocation.source):
+        raise InputError(
+            f"allocation.source: {settings.allocation.source} compares the rollouts of a group, and one picture a prompt has "
+            "none; give a method whose maps are of attention"
+        )
     if not settings.allocation.blocks:
         raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
 

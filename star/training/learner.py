@@ -1,11 +1,14 @@
 """What an update changes: the adapter, its average, the optimizer and, in float16, the loss scale."""
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from star.allocation.time import Measured
 from star.config import Optimizer, Training
 from star.errors import Diverged
 from star.models import adapter
@@ -48,7 +51,8 @@ def set_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, t
 class Captured:
     """A learner at one moment, on the CPU: weights and averages by peft's names, averages by position, states, counts.
 
-    `old` has the old policy's weights by position; empty where the objective keeps none.
+    `old` has the old policy's weights by position; empty where the objective keeps none. `measured` is the table of what was
+    measured of the steps' gradients.
     """
 
     weights: dict[str, torch.Tensor]
@@ -58,23 +62,42 @@ class Captured:
     optimizer: dict[str, torch.Tensor]
     scaler: dict
     optimizer_steps: int
+    measured: torch.Tensor
 
 
 class Learner:
     """A policy with a fresh adapter, its AdamW and its average. In float16 losses are scaled, as torch.amp does.
 
-    With `keeps_old` there is an old policy beside it, other weights of the same adapter, which starts as the policy does.
+    With `keeps_old` there is an old policy beside it, other weights of the same adapter, which starts as the policy does. The
+    gradients of `steps` steps are kept apart until they are measured; of none by default.
     """
 
-    def __init__(self, policy: Policy, optimizer: Optimizer, training: Training, keeps_old: bool = False) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: Optimizer, training: Training, *, keeps_old: bool = False, steps: int = 0
+    ) -> None:
         self.policy, self.settings = policy, optimizer
         self.parameters = policy.parameters
         self.old = [p.detach().clone() for p in self.parameters] if keeps_old else []
+        self.measured = Measured.nothing(steps)
+        self.apart: dict[int, list[torch.Tensor]] = {}  # gradients by step
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
         )
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
+        self.scaler = self._new_scaler()
+        self.step_backs = 0
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.policy.device.type, enabled=self.policy.model.dtype == torch.float16)
+
+    def slow_down(self, factor: float) -> None:
+        """Learn by smaller steps from here on: `factor` times the rate, and times the norm that a change is scaled to."""
+        self.step_backs += 1
+        rate, norm = self.settings.learning_rate * factor, self.settings.update_norm
+        changed = {"learning_rate": rate, "update_norm": None if norm is None else norm * factor}
+        self.settings = self.settings.model_copy(update=changed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def old_policy(self) -> AbstractContextManager:
         """Inside, the policy has the old policy's weights."""
@@ -85,9 +108,45 @@ class Learner:
         """Old weights = decay x old weights + (1 - decay) x weights."""
         torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part of the loss."""
+    def backward(self, loss: torch.Tensor, step: int = 0) -> None:
+        """Add the gradient of a part of the loss, which belongs to a step."""
+        if not self.measures:
+            self.scaler.scale(loss).backward()
+            return
+        self._be_gradient(self.apart.get(step, [None] * len(self.parameters)))
         self.scaler.scale(loss).backward()
+        self.apart[step] = [p.grad for p in self.parameters]
+
+    @property
+    def measures(self) -> bool:
+        """Whether the gradients of steps are kept apart."""
+        return self.measured.table.shape[1] > 0
+
+    def _be_gradient(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+
+    @torch.no_grad()
+    def join_steps(self, weight_of: dict[int, float], add: Callable[[list[torch.nn.Parameter]], None]) -> None:
+        """Add up the steps' gradients, each summed over the processes by `add`, and note their norms and projections.
+
+        `weight_of` has the weights that are in them; what is noted is of weight 1. Gradients that are not finite are not noted.
+        """
+        momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters] if self.optimizer.state else None
+        whole: list[torch.Tensor] = []
+        for step in sorted(self.apart):
+            gradients = self.apart.pop(step)
+            self._be_gradient(gradients)
+            add(self.parameters)
+            unit = self.scaler.get_scale() * weight_of[step]
+            norm, projection = torch.nn.utils.get_total_norm(gradients).item() / unit, None
+            if momenta is not None:
+                inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
+                projection = (inner / torch.nn.utils.get_total_norm(momenta)).item() / unit
+            if math.isfinite(norm):
+                self.measured.observe(step, norm, projection)
+            whole = torch._foreach_add(whole, gradients) if whole else gradients
+        self._be_gradient(whole)
 
     @torch.no_grad()
     def signal(self) -> torch.Tensor | None:
@@ -153,15 +212,20 @@ class Learner:
             averaged = copy(adapter.weights(transformer))
         average, old = ([a.to("cpu", copy=True) for a in values] for values in (self.ema.average, self.old))
         optimizer = copy(optimizer_tensors(self.optimizer))
-        return Captured(weights, averaged, average, old, optimizer, self.scaler.state_dict(), self.ema.steps)
+        scaler, measured = self.scaler.state_dict(), self.measured.table.clone()
+        return Captured(weights, averaged, average, old, optimizer, scaler, self.ema.steps, measured)
 
     def restore(self, captured: Captured) -> None:
-        """Become what was captured; `averaged` follows from `average`."""
+        """Become what was captured, but for the rate; `averaged` follows from `average`. Gradients are forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.apart.clear()
         adapter.set_weights(self.policy.model.transformer, captured.weights)
         for average, kept in zip(self.ema.average, captured.average, strict=True):
             average.copy_(kept)
         for old, kept in zip(self.old, captured.old, strict=True):
             old.copy_(kept)
         self.ema.steps = captured.optimizer_steps
+        self.measured.table.copy_(captured.measured)
         set_optimizer_tensors(self.optimizer, captured.optimizer)
+        self.scaler = self._new_scaler()  # one that was left in the middle of a step takes no other
         self.scaler.load_state_dict(captured.scaler)

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from star.allocation.maps import drift, effective_area, entropy, localisation
-from star.errors import Diverged
 from star.objectives.points import Terms
 from star.training.processes import Processes
 
 if TYPE_CHECKING:
+    from star.training.epoch import Epoch, Session
     from star.training.rollout import Rollouts
 
 
 class Meter:
-    """Collects an update's numbers on the device; nothing is read from it before `require_finite` or `row`."""
+    """Collects an update's numbers on the device; nothing is read from it before `not_finite` or `row`."""
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
@@ -71,14 +71,14 @@ class Meter:
             values = [(next(read) if isinstance(value, torch.Tensor) else value, factor) for value, factor in pairs]
             self._numbers[name] += values
 
-    def require_finite(self) -> None:
-        """Raise Diverged, naming part, step and prompt, when a loss was not finite; one read for all points."""
+    def not_finite(self) -> str | None:
+        """Names part, step and prompt of a loss that is not finite; None where all are. One read for all points."""
         if not self._finite or bool(torch.stack([part_M.isfinite().all() for _, part_M, _, _ in self._finite]).all()):
-            return
+            return None
         name, part_M, step, prompts = next(f for f in self._finite if not f[1].isfinite().all())
         m = int((~part_M.isfinite()).nonzero()[0])
         spoken = {"policy_loss": "policy loss", "kl": "KL to the base"}.get(name, name)
-        raise Diverged(
+        return (
             f"{spoken} is {part_M[m].item()} (epoch {self._epoch}, denoising step {step}, prompt {prompts[m]!r}); "
             "weights are untouched"
         )
@@ -102,7 +102,7 @@ class Meter:
         return row
 
 
-def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks: list[int], processes: Processes) -> dict:
+def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks: tuple[int, ...], processes: Processes) -> dict:
     """What metrics.jsonl says of an epoch's maps, means over its rollouts; nothing for the scalar objective.
 
     Where the true objects are known: the localisation gain of the weights, and of the raw attention by block and step.
@@ -122,6 +122,15 @@ def map_diagnostics(map_RTHW: torch.Tensor | None, rollouts: "Rollouts", blocks:
     all_BN = processes.in_order(torch.stack(list(values.values()), 1), rollouts.row_R)
     means = (x.item() for x in all_BN.nanmean(0))  # nan: no objects in the picture, or one step only
     return {name: None if np.isnan(mean) else mean for name, mean in zip(values, means, strict=True)}
+
+
+def time_diagnostics(session: "Session", epoch: "Epoch") -> dict[str, float]:
+    """What metrics.jsonl says of the weights of steps; nothing where they are equal by the settings."""
+    if session.settings.allocation.time == "equal":
+        return {}
+    steps = epoch.trained if session.objective.noisy else range(len(epoch.weights))
+    row = {f"weight_step{step}": weight for step, weight in zip(steps, epoch.weights, strict=True)}
+    return row | session.learner.measured.means(steps)
 
 
 def peak_memory(device: torch.device) -> int:

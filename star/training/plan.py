@@ -10,7 +10,7 @@ from star.config import RunSettings
 from star.models.door import FlowModel
 from star.models.policy import Policy
 from star.objectives.door import make_objective
-from star.training.epoch import trained_steps
+from star.training.epoch import measured_steps, trained_steps
 
 _GIB = 2**30
 _ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
@@ -25,6 +25,8 @@ def describe(settings: RunSettings, processes: int) -> list[str]:
     learned = f"{points} of them trained" if objective.noisy else f"{points} noise levels of a picture trained"
     dropped = "; groups of equal rewards are dropped" if objective.drops_zero_advantage else ""
     prompts = f"{rollout.groups} prompts x {rollout.group_size}"
+    if rollout.spare_groups:
+        prompts += f", and where rewards of a group are equal {rollout.spare_groups} x {rollout.group_size} more"
     return [
         f"epoch    {images} images: {prompts}; {rollout.steps} denoising steps, {learned}",
         f"rollout  {batches} batches of {rollout.batch}, {batches // processes} for each of {processes} process(es)",
@@ -80,7 +82,8 @@ def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[
     shared = processes if compute.shard else 1
     parts = {
         "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
-        "adapter": _ADAPTER_COPIES * _bytes(model.transformer, trained=True),
+        "adapter": (_ADAPTER_COPIES + measured_steps(settings, make_objective(settings)))
+        * _bytes(model.transformer, trained=True),
         "activations": activation_bytes(model, settings.rollout.batch, compute.gradient_checkpointing),
         "text encoders": sum(_bytes(encoder) for encoder in model.text_encoders()),
     }

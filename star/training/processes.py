@@ -67,6 +67,10 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
+    def first(self, value: Any) -> Any:
+        """The first value by rank that is not None, in all; None when all are."""
+        return next((each for each in self.gather(value) if each is not None), None)
+
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, in all. An InputError there is raised in all."""
         made = error = None
@@ -79,6 +83,12 @@ class Processes:
         if error is not None:
             raise error
         return made
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes of a tensor on the CPU."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
 
     def in_order(self, value_R: torch.Tensor, row_R: np.ndarray) -> torch.Tensor:
         """Values of this process's rollouts, whose places in the epoch are `row_R`, to those of all rollouts, [B, ...]."""

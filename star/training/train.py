@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
+from star.allocation.sources import contrast, looks_at_attention, recorded_blocks
 from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
@@ -23,8 +24,8 @@ from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint, health, pictures
-from star.training.epoch import Session, last_trained, run_epoch, trained_steps
-from star.training.learner import Learner
+from star.training.epoch import Session, last_trained, measured_steps, run_epoch, trained_steps, weighted_steps
+from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
 from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
@@ -53,19 +54,45 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
             f"rollout.batch: {images} images in batches of {rollout.batch} are {images // rollout.batch}, which {processes} "
             "processes cannot share evenly"
         )
-    if len(prompts) < rollout.groups:
-        raise InputError(f"rollout.groups: {rollout.groups} groups need as many prompts, the file has {len(prompts)}")
+    spare = rollout.spare_groups * rollout.group_size
+    if spare % (rollout.batch * processes):
+        raise InputError(
+            f"rollout.spare_groups: {spare} images in batches of {rollout.batch} cannot be shared evenly by {processes} "
+            "process(es)"
+        )
+    if len(prompts) < (groups := rollout.groups + rollout.spare_groups):
+        raise InputError(f"rollout.groups: {groups} groups need as many prompts, the file has {len(prompts)}")
+    if not any(settings.reward.values()):
+        raise InputError("reward: every weight is 0, so nothing would be learned; give one scorer another")
     first, last = rollout.window_range or (0, rollout.steps)
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
-    if settings.allocation.source != "none" and not settings.allocation.blocks:
-        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    _check_source(settings)
+    time, weighted = settings.allocation.time, weighted_steps(settings, make_objective(settings))
+    if not isinstance(time, str) and len(time) != len(weighted):
+        raise InputError(
+            f"allocation.time: {len(time)} number(s) for {len(weighted)} step(s) or time(s) that may be trained; give one "
+            f"each, from {weighted.start} to {weighted.stop - 1}"
+        )
     if settings.allocation.source == "oracle" and world(settings.prompts.world).regions([]) is None:
         raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
     if not make_objective(settings).noisy:
         _check_clean_rollouts(settings)
+
+
+def _check_source(settings: RunSettings) -> None:
+    """Raise InputError for a source of maps that misses what it needs."""
+    allocation, group_size = settings.allocation, settings.rollout.group_size
+    compared = contrast(allocation.source)
+    if allocation.source != "none" and not allocation.blocks and (compared is None or looks_at_attention(allocation.source)):
+        raise InputError("allocation.blocks: name the transformer blocks whose attention makes the maps")
+    if compared == "covariance" and allocation.leave_one_out and group_size < 3:
+        raise InputError(
+            f"rollout.group_size: {group_size} leaves one other rollout, which covaries with nothing; raise it to 3 or more, "
+            "or set allocation.leave_one_out to false"
+        )
 
 
 def _check_clean_rollouts(settings: RunSettings) -> None:
@@ -80,6 +107,8 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
         raise InputError(f"rollout.sampler: {why}; leave {rollout.sampler} out, and see rollout.solver")
     if settings.allocation.normalisation == "per_trajectory":
         raise InputError(f"allocation.normalisation: {why}, and there is no trajectory to share weight over; use per_step")
+    if contrast(settings.allocation.source) and settings.allocation.contrast_latents != "final":
+        raise InputError(f"allocation.contrast_latents: {why}; set it to final")
     if settings.allocation.steps != "each":
         raise InputError(f"allocation.steps: {why}, and every noised point has its own map; set it to each")
     levels = len(trained_steps(rollout, 0, 1)) - getattr(objective, "skip_first", False)
@@ -93,9 +122,8 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
 def make_policy(settings: RunSettings, seed: int) -> Policy:
     """The base with a fresh adapter, its attention ready to be recorded where maps are made."""
     model = load_model(settings.policy, settings.compute)
-    allocation = settings.allocation
-    if allocation.source != "none":
-        model.watch(allocation.blocks, allocation.heads)
+    if blocks := recorded_blocks(settings.allocation):
+        model.watch(blocks, settings.allocation.heads)
     return Policy(model, settings.policy.lora, seed)
 
 
@@ -119,8 +147,9 @@ def train(
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
-    ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
-    whole epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
+    ScorerFailed; Diverged on numbers that are not finite and above training.max_kl, after training.step_backs; Preempted, when
+    asked to stop, after writing a checkpoint of the last whole epoch; Stalled, after writing one, where
+    training.stop_without_advantage or training.stop_without_better says so.
     """
     # What there is to go on from.
     processes = Processes()
@@ -130,8 +159,17 @@ def train(
 
     # The learner, as it was then.
     objective = make_objective(settings)
-    learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
+    learner = Learner(
+        make_policy(settings, seed),
+        settings.optimizer,
+        settings.training,
+        keeps_old="old" in objective.asks,
+        steps=measured_steps(settings, objective),
+    )
+    untrained = learner.capture() if settings.training.step_backs else None
     done = checkpoint.resume(newest, learner)
+    for earlier in processes.from_first(lambda: checkpoint.step_backs(run)):
+        learner.slow_down(earlier["factor"])
     if processes.rank == 0:
         _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
     if settings.compute.shard and processes.count > 1:
@@ -139,7 +177,6 @@ def train(
 
     # Epochs, each with its line of metrics.
     bar = tqdm(
-        range(done + 1, settings.training.epochs + 1),
         initial=done,
         total=settings.training.epochs,
         desc=f"{settings.task} {settings.method} seed{seed}",
@@ -155,16 +192,26 @@ def train(
         session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
         fixed = Pictures(session, watched.prompts, run)
         fixed.begin(done)
-        for epoch in bar:
-            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
-            if fixed.due(epoch):
-                row |= fixed.take(epoch)
+        started = done
+        while done < settings.training.epochs:
+            epoch = done + 1
+            try:
+                row = _epoch_or_stop(session, epoch, first=done == started, run=run, key=key)
+                _note(session, fixed, row, run)
+                _require_near_base(settings, row)
+            except Diverged as why:
+                started = done = _step_back(session, why, epoch, run=run, key=key, untrained=untrained)
+                fixed.begin(done)
+                bar.update(done - bar.n)
+                continue
             if processes.rank == 0:
-                _keep(session, row, run, key)
+                _save_if_due(session, run, epoch, key)
                 bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
-            if watched.live and processes.rank == 0:
-                watched.live.wake()
+                if watched.live:
+                    watched.live.wake()
             _stop_if_stalled(session, run, epoch, key)
+            done = epoch
+            bar.update()
     processes.close()
 
 
@@ -204,14 +251,52 @@ def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: 
         raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
 
 
-def _keep(session: Session, row: dict, run: Run, key: str) -> None:
-    """Write an epoch's metrics and, when it is time, its checkpoint. Raises Diverged above training.max_kl."""
-    settings, epoch = session.settings, row["epoch"]
-    with run.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _note(session: Session, fixed: Pictures, row: dict, run: Run) -> None:
+    """Draw an epoch's pictures when it is time, and write its line of metrics."""
+    learner = session.learner
+    if learner.step_backs:
+        row |= {"step_backs": learner.step_backs, "learning_rate": learner.settings.learning_rate}
+    if fixed.due(row["epoch"]):
+        row |= fixed.take(row["epoch"])
+    if session.processes.rank == 0:
+        with run.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _require_near_base(settings: RunSettings, row: dict) -> None:
+    """Raise Diverged above training.max_kl."""
     max_kl = settings.training.max_kl
     if max_kl is not None and row["kl"] > max_kl:
-        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {epoch})")
+        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {row['epoch']})")
+
+
+def _step_back(session: Session, why: Diverged, epoch: int, *, run: Run, key: str, untrained: Captured | None) -> int:
+    """Make the learner what it was before a divergence, with a lower rate; returns the epoch then.
+
+    Raises the divergence again after as many step backs as training.step_backs allows.
+    """
+    learner, processes, training = session.learner, session.processes, session.settings.training
+    if learner.step_backs >= training.step_backs:
+        raise why
+    factor = training.step_back_factor
+    back_to = processes.from_first(lambda: checkpoint.step_back(run, key, epoch, factor=factor, why=str(why)))
+    if back_to is None:
+        learner.restore(untrained)
+    done = checkpoint.resume(back_to, learner)
+    learner.slow_down(factor)
+    if processes.rank == 0:
+        _keep_rows(run.metrics, done)
+        tqdm.write(
+            f"warning: {why}; going on from epoch {done} at the learning rate {learner.settings.learning_rate:.3g}, step back "
+            f"{learner.step_backs} of {training.step_backs} (training.step_backs)",
+            file=sys.stderr,
+        )
+    return done
+
+
+def _save_if_due(session: Session, run: Run, epoch: int, key: str) -> None:
+    """Write the epoch's checkpoint when it is time."""
+    settings = session.settings
     published, every = published_epochs(settings), settings.checkpoints.save_every
     if epoch in published or (every and epoch % every == 0):
         checkpoint.save(run.checkpoint(epoch), session.learner, session.learner.capture(), epoch, key)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from star.allocation.time import shared_out
+from star.errors import Diverged
 from star.flow.seeding import rng
 from star.models.attention import Recorder
 from star.models.door import Text
@@ -25,15 +27,25 @@ if TYPE_CHECKING:
 MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
 
 
-def micro_batches(kept: np.ndarray, size: int, updates: int, seed: int, epoch: int) -> list[list[MicroBatch]]:
+def micro_batches(
+    kept: np.ndarray, size: int, updates: int, *, seed: int, epoch: int, equal: bool = False
+) -> list[list[MicroBatch]]:
     """Shuffle the kept rollouts into micro-batches of exactly `size` (rows, number that count), dealt to the updates.
 
-    The last micro-batch is filled up with repeats that do not count: one batch shape keeps the ratio 1.
+    `equal`: every update has as many rollouts as the others, up to one. Else micro-batches are filled in turn, so that an
+    update may have few, or fewer updates be made. A micro-batch is filled up with repeats that do not count: one batch shape
+    keeps the ratio 1.
     """
     order = kept[torch.randperm(len(kept), generator=rng("update", seed, epoch)).numpy()]
-    starts = range(0, len(order), size)
-    batches = [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in starts]
+    if equal:
+        return [_filled(part, size) for part in np.array_split(order, max(1, min(updates, len(order)))) if len(part)]
+    batches = _filled(order, size)
     return [batches[u::updates] for u in range(min(updates, len(batches)))]
+
+
+def _filled(order: np.ndarray, size: int) -> list[MicroBatch]:
+    """Rollouts cut into micro-batches, the last one filled up."""
+    return [(np.resize(order[s : s + size], size), min(size, len(order) - s)) for s in range(0, len(order), size)]
 
 
 def deal(batches: list[MicroBatch], processes: int) -> list[list[MicroBatch]]:
@@ -55,7 +67,7 @@ def fetch(
 
     `updates` has every update's micro-batches by process. Only what the update reads comes along: the trained steps.
     """
-    read = {"latents_RSCHW": rollouts.latents_RSCHW, "region_Rhw": rollouts.region_Rhw}
+    read = {name: getattr(rollouts, name) for name in ("latents_RSCHW", "region_Rhw", "contrast_RThw")}
     if rollouts.log_prob_RTHW is not None:
         read["latents_RSCHW"] = rollouts.latents_RSCHW[:, trained.start : trained.stop + 1]
         read["log_prob_RTHW"] = rollouts.log_prob_RTHW[:, trained.start : trained.stop]
@@ -105,6 +117,8 @@ def accumulate(
     """
     learner, objective, processes = session.learner, session.objective, session.processes
     device, maps = learner.policy.device, PointMaps(session, epoch, rollouts) if not objective.noisy else None
+    by_trajectory = session.settings.allocation.normalisation == "per_trajectory"
+    share_RT = shared_out(epoch.weights, map_RTHW if by_trajectory else None).expand(len(rollouts.row_R), -1)
     total = sum(processes.gather(sum(count for _, count in batches))) * objective.points_a_sample(epoch.trained)
     meter = Meter(epoch.number)
     for rows_M, count in batches:
@@ -123,8 +137,10 @@ def accumulate(
                 map_MHW = None if map_RTHW is None else map_RTHW[rollouts.places(rows_M), point.index].to(device)
             terms = objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=map_MHW)
             sums = {name: (part_M * weight_M).sum() for name, (_, part_M) in terms.parts.items()}
-            loss = sum(weight * sums[name] for name, (weight, _) in terms.parts.items())
-            learner.backward(loss)
+            share_M = share_RT[rollouts.places(rows_M), point.index].to(device)
+            shared = sums | {"policy_loss": (terms.parts["policy_loss"][1] * weight_M * share_M).sum()}
+            loss = sum(weight * shared[name] for name, (weight, _) in terms.parts.items())
+            learner.backward(loss, point.step)
             meter.add(terms, sums | {"loss": loss}, count=count, total=total, step=point.step, prompts=prompts)
     return meter
 
@@ -147,7 +163,15 @@ def update_policy(
     """
     settings, learner, objective, processes = session.settings, session.learner, session.objective, session.processes
     kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
-    batches = micro_batches(kept, settings.rollout.batch, settings.training.updates_per_epoch, epoch.seed, epoch.number)
+    training = settings.training
+    batches = micro_batches(
+        kept,
+        settings.rollout.batch,
+        training.updates_per_epoch,
+        seed=epoch.seed,
+        epoch=epoch.number,
+        equal=training.equal_updates,
+    )
     updates = [deal(of_update, processes.count) for of_update in batches]
     if not updates:  # every group's rewards are equal: nothing to learn from
         return objective.idle | {"grad_norm": 0.0, "update_norm": 0.0, "gradient_signal": None}
@@ -155,10 +179,15 @@ def update_policy(
     seen = Meter(epoch.number)
     for u, dealt in enumerate(updates):
         meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
-        meter.require_finite()
+        if why := processes.first(meter.not_finite()):  # all or none leaves
+            raise Diverged(why)
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
-        processes.add_gradients(learner.parameters)
+        if learner.measures:
+            steps = epoch.trained if objective.noisy else range(len(epoch.weights))
+            learner.join_steps(dict(zip(steps, epoch.weights, strict=True)), processes.add_gradients)
+        else:
+            processes.add_gradients(learner.parameters)
         if (signal := learner.signal()) is not None:
             meter.note(gradient_signal=signal)
         grad_norm, update_norm = learner.step(epoch.number)

@@ -20,14 +20,16 @@ from star.training.update import deal, micro_batches
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
-NFT = "methods.nft={objective: {name: nft}, rollout: {same_start: false}, allocation: {source: attention, control: random}}"
+NFT = "methods.nft={objective: {name: nft}, rollout: {same_start: false}, allocation: "
+NFT += "{source: attention_covariance, control: random, time: measured}}"
 
 
 def _command(folder: Path, base: Path, processes: int, method: str, *more: str) -> list[str]:
-    """`star train` of three epochs of 4 prompts x 4 images, in batches of 4."""
+    """`star train` of three epochs of 2 prompts x 8 images, in batches of 4, so that groups lie over the processes."""
     settings = [
         *SMALL,
-        "rollout.groups=4",
+        "rollout.group_size=8",
+        "methods.random.allocation={source: attention_covariance, contrast_latents: predicted, time: snr}",
         "checkpoints.every=3",
         "training.updates_per_epoch=2",
         "training.ema_every=1",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from star.prompts import make
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
 from star.training.epoch import prepare_epoch, trained_steps
+from star.training.maps import with_contrast
 from star.training.rollout import sample_rollouts
 from star.training.update import micro_batches
 
@@ -328,6 +330,16 @@ def test_micro_batches_use_every_kept_rollout_once() -> None:
     assert micro_batches(np.array([], int), 3, 2, seed=0, epoch=1) == []
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 48, 50, 96])
+def test_equal_updates_have_as_many_rollouts_each(count: int) -> None:
+    """Flow-GRPO's cut: 50 kept rollouts are 25 and 25, where filled micro-batches of 48 are 48 and 2, and 48 are one update."""
+    updates = micro_batches(np.arange(count), 48, 2, seed=0, epoch=1, equal=True)
+    counted = [[row for rows, count in batches for row in rows[:count]] for batches in updates]
+    assert sorted(row for update in counted for row in update) == list(range(count))
+    assert [len(update) for update in counted] == {0: [], 1: [1], 7: [4, 3]}.get(count, [count // 2] * 2)
+    assert all(len(rows) == 48 for batches in updates for rows, _ in batches)
+
+
 def test_noise_has_its_own_seed_and_is_standard_normal() -> None:
     a = noise((40000,), "rollout", 0, 1, 2, 3)
     assert torch.equal(a, noise((40000,), "rollout", 0, 1, 2, 3))
@@ -335,3 +347,33 @@ def test_noise_has_its_own_seed_and_is_standard_normal() -> None:
     for b in others:
         assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 4 / 200
     assert abs(a.mean()) < 4 / 200 and abs(a.std() - 1) < 4 / 200
+
+
+def test_maps_of_contrast_compare_the_latents_that_are_asked_for(random_base: Path) -> None:
+    allocation = "methods.star.allocation={source: covariance, contrast_latents: predicted, blocks: []}"
+    settings, prompts = _settings(random_base, "star", allocation)
+    training = session(settings, prompts, None)
+    epoch = prepare_epoch(training, 1)
+    with RewardPool({"pickscore": 1.0}, settings.scorers, 0) as pool:
+        rollouts = sample_rollouts(replace(training, pool=pool), epoch)
+    assert rollouts.raw_RTOhw is None and epoch.columns is None
+    x, policy = rollouts.latents_RSCHW, training.learner.policy
+    with torch.no_grad():  # the clean picture that the latents between the steps predict, by the model itself
+        at = [x[:, s] - sigma * policy.velocity(x[:, s], sigma.item(), epoch.text[torch.from_numpy(rollouts.prompt_B)])
+              for s, sigma in enumerate(epoch.schedule.sigma)]  # fmt: skip
+    expected = {"final": [x[:, -1]] * 3, "step": [x[:, s] for s in (1, 2, 3)], "predicted": [at[1], at[2], x[:, 3]]}
+    for latents, compared in expected.items():
+        for source in ("deviation", "covariance"):
+            chosen = settings.allocation.model_copy(
+                update={"source": source, "contrast_latents": latents, "leave_one_out": False}
+            )
+            found = with_contrast(chosen, rollouts, session=training, epoch=epoch).contrast_RThw
+            for t, x_RCHW in enumerate(compared):
+                for b in range(len(x_RCHW)):
+                    members = rollouts.prompt_B == rollouts.prompt_B[b]
+                    d = x_RCHW[members].double() - x_RCHW[members].double().mean(0)
+                    own = x_RCHW[b].double() - x_RCHW[members].double().mean(0)
+                    reward = torch.from_numpy(rollouts.reward_B[members] - rollouts.reward_B[members].mean())
+                    value = own if source == "deviation" else torch.einsum("b,bchw->chw", reward, d) / members.sum()
+                    by_hand = (value**2).sum(0).unfold(0, 2, 2).unfold(1, 2, 2).mean((-1, -2))
+                    torch.testing.assert_close(found[b, t].double(), by_hand, rtol=1e-3, atol=1e-7)
