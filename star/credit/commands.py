@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
     configuration.require_task(config, args.task)
     from star.credit import allocations, estimates, measure, report
-    from star.models.door import load_model
+    from star.models.load import block_count
 
     settings = allocations.base_settings(config, args.task)
     methods, apart = allocations.of_methods(config, args.task)
-    known = methods | allocations.standard(settings, len(load_model(settings.policy).blocks))
+    known = methods | allocations.standard(settings, block_count(settings.policy))
     if args.allocations is None:
         chosen = allocations.without_twins(known)
     else:

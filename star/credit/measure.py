@@ -32,6 +32,7 @@ from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.epoch import Epoch, Session, prepare_epoch
 from star.training.learner import Learner
+from star.training.maps import needs_means
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, sample_rollouts
 from star.training.train import check, make_policy
@@ -93,7 +94,8 @@ def measure(
     asked to stop.
     """
     # What there is to go on from.
-    check(measurement.settings.model_copy(update={"allocation": _recording(measurement)}), prompts)
+    for allocation in (_recording(measurement), *measurement.allocations.values()):
+        check(measurement.settings.model_copy(update={"allocation": allocation}), prompts)
     _begin(measurement, out)
     folders = {number: out / "batches" / f"{number:04d}" for number in range(PILOTS + 1, PILOTS + batches + 1)}
     missing = {
@@ -180,10 +182,10 @@ def set_aside(measurement: Measurement, out: Path) -> None:
 
 
 def _recording(measurement: Measurement) -> Allocation:
-    """An allocation that has core columns and true objects made, whatever is measured, and records little."""
-    of_attention = [a for a in measurement.allocations.values() if a.source == "attention" and a.blocks]
-    first = of_attention[0] if of_attention else measurement.settings.allocation
-    return first.model_copy(update={"source": "attention", "control": "none", "blocks": first.blocks[:1] or [0], "heads": None})
+    """An allocation under which rollouts keep what any of the measured ones needs, and record little attention."""
+    predicted = [a for a in measurement.allocations.values() if needs_means(a)]
+    kept = {"source": "attention_deviation", "contrast_latents": "predicted"} if predicted else {"source": "attention"}
+    return Allocation(blocks=measurement.settings.allocation.blocks[:1] or [0], **kept)
 
 
 @contextmanager

@@ -167,6 +167,10 @@ def all_logged():
     return [layout.run(CONFIG, *run).logged for run in RUNS_AND_BASE]
 
 
+def all_credit():
+    return [layout.credit(CONFIG, task) / "mlflow.done" for task in CONFIG.tasks]
+
+
 def all_attributes():
     """Scores and map statistics on prompts of global attributes, where the evidence can ask about them."""
     task = questions.attribute_task(CONFIG)

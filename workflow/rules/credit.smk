@@ -1,9 +1,3 @@
-rule credit:
-    # No part of `all`: a measurement of 64 batches takes as long as some trainings.
-    input:
-        expand(f"{EXPERIMENT}/credit/{{task}}/mlflow.done", task=CONFIG.tasks),
-
-
 rule credit_task:
     # Only tables and figure are declared; the batches beside them stay, and a rerun goes on from there (`--start-over`: unless
     # they belong to other settings).
