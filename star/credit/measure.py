@@ -170,7 +170,7 @@ def _begin(measurement: Measurement, out: Path) -> None:
             "dimensions": measurement.dimensions,
             "adapter": None if measurement.adapter is None else str(measurement.adapter),
             "seed": measurement.seed,
-            "allocations": known["allocations"] | own,
+            "allocations": dict(sorted((known["allocations"] | own).items())),
         },
     )
 
