@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", type=float, metavar="WIDTH", help="stop when the efficiency of no method has a wider interval than this"
     )
+    parser.add_argument(
+        "--towards",
+        choices=("equal", "equal_noise"),
+        default="equal",
+        help="steps of the direction that signals are taken towards; equal_noise takes fewer batches (docs/credit.md)",
+    )
     parser.add_argument("--dimensions", type=int, default=16384, metavar="D", help="of the projection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
@@ -67,4 +73,8 @@ def run(args: argparse.Namespace) -> None:
     prompts = read(args.prompts) if args.prompts else make.records(config, args.task, "train")
     enough = partial(estimates.enough, watched=watched, width=args.until, dimensions=args.dimensions)
     batches = measure.measure(measurement, prompts, out, batches=args.batches, enough=enough)
-    print(report.write(out, measurement.rows, batches), f"{out}: credit.csv, steps.csv, credit.md, credit.svg", sep="\n")
+    print(
+        report.write(out, measurement.rows, batches, args.towards),
+        f"{out}: credit.csv, steps.csv, credit.md, credit.svg",
+        sep="\n",
+    )
