@@ -158,7 +158,7 @@ class _Maps:
 
     def _of_trajectories(self) -> dict[str, torch.Tensor]:
         """The maps [R, T, H, W] of the trained steps, by allocation."""
-        raw = {key: self._replayed(of_look) for key, of_look in self.looks.items()}
+        raw = {key: self._raw(key) for key in self.looks}
         found = {}
         for name, allocation in self.allocations.items():
             rollouts = self.compared[name]
@@ -168,6 +168,13 @@ class _Maps:
                 rollouts = replace(rollouts, raw_RTOhw=raw[look(allocation)][:, :, own])
             found[name] = make_maps(allocation, rollouts, self.epoch)
         return found
+
+    def _raw(self, key: tuple) -> torch.Tensor:
+        """What is seen by a look, half [R, T, O, h, w]: recorded with the rollouts, or replayed."""
+        recorded, wanted = self.session.settings.allocation, self.looks[key]
+        if look(recorded) == key and set(wanted.blocks) <= set(recorded.blocks):
+            return self.rollouts.raw_RTOhw[:, :, [recorded.blocks.index(block) for block in wanted.blocks]]
+        return self._replayed(wanted)
 
     def _replayed(self, of_look: _Look) -> torch.Tensor:
         """What is recorded at the latents of all steps of the rollouts, half [R, T, O, h, w]: one pass a step."""

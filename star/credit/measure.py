@@ -19,7 +19,7 @@ from tqdm import tqdm
 from star import code
 from star.config import Allocation, RunSettings
 from star.config.key import digest, weights_digest
-from star.credit.allocations import OCTILE, SCALAR
+from star.credit.allocations import OCTILE, SCALAR, look, looks
 from star.credit.gradients import OCTILES, gradients, steps_of
 from star.credit.projection import Projection
 from star.errors import InputError
@@ -182,21 +182,23 @@ def set_aside(measurement: Measurement, out: Path) -> None:
 
 
 def _recording(measurement: Measurement) -> Allocation:
-    """An allocation under which rollouts keep what any of the measured ones needs, and record little attention."""
-    predicted = [a for a in measurement.allocations.values() if needs_means(a)]
+    """An allocation under which rollouts keep what any of the measured ones needs; others' tokens and heads are replayed."""
+    predicted = any(needs_means(allocation) for allocation in measurement.allocations.values())
     kept = {"source": "attention_deviation", "contrast_latents": "predicted"} if predicted else {"source": "attention"}
-    return Allocation(blocks=measurement.settings.allocation.blocks[:1] or [0], **kept)
+    recorded = Allocation(blocks=measurement.settings.allocation.blocks[:1] or [0], **kept)
+    blocks = looks(measurement.allocations.values()).get(look(recorded), recorded.blocks)
+    return recorded.model_copy(update={"blocks": blocks})
 
 
 @contextmanager
 def _session(measurement: Measurement, prompts: list[Prompt]) -> Iterator[Session]:
     """What batches share, with the policy that is measured."""
-    recording = _recording(measurement)
-    settings = measurement.settings.model_copy(update={"allocation": recording})
+    settings = measurement.settings.model_copy(update={"allocation": _recording(measurement)})
     objective = make_objective(settings)
     policy = make_policy(settings, measurement.seed)
-    blocks = {block for a in measurement.allocations.values() for block in a.blocks} | set(recording.blocks)
-    policy.model.watch(sorted(blocks))
+    for allocation in measurement.allocations.values():
+        policy.model.watch(allocation.blocks, allocation.heads)  # refuses what does not exist
+    policy.model.watch(range(len(policy.model.blocks)))  # whatever is measured, every pass runs the same kernels
     if measurement.adapter is not None:
         _put_in(policy, settings, measurement.adapter)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
