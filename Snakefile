@@ -36,6 +36,7 @@ include: "workflow/rules/maps.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report_page.smk"
 include: "workflow/rules/evidence.smk"
+include: "workflow/rules/credit.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
 include: "workflow/rules/kit.smk"
@@ -57,3 +58,9 @@ rule all:
         all_maps(),
         all_logged(),
         all_evidence(),
+
+
+rule credit:
+    # No part of `all`: a measurement of 64 batches takes as long as some trainings.
+    input:
+        all_credit(),

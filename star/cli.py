@@ -192,10 +192,13 @@ def _maps(args: argparse.Namespace) -> None:
 
 
 def _log(args: argparse.Namespace) -> None:
-    from star.tracking.mirror import mirror, mirror_tables
+    from star.tracking.mirror import mirror, mirror_credit, mirror_tables
 
     config = configuration.load(args.config, args.set)
-    if args.tables:
+    if args.credit:
+        configuration.require_task(config, args.task)
+        mirror_credit(config, args.task, args.credit)
+    elif args.tables:
         mirror_tables(config)
     else:
         mirror(config, args.task, args.method, args.seed, args.run)
@@ -333,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     run_of(s, task=False)
     s.add_argument("--run", type=Path, help="the run's folder")
     s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
+    s.add_argument("--credit", type=Path, metavar="DIR", help="mirror a task's measurement of credit instead of a run")
 
     s = stage("ui", _ui, "show the runs in MLflow, on this machine only, until Ctrl-C")
     s.add_argument("--port", type=int, default=5000, help="default: %(default)s")

@@ -3,12 +3,14 @@
 Source: ours (docs/credit.md).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from star.allocation.sources import contrast, looks_at_attention
 from star.config import Allocation, Config, Objective, RunSettings, methods_of, require_task, run_settings
 from star.errors import InputError
 from star.objectives.door import make_objective
@@ -29,7 +31,7 @@ def base_settings(config: Config, task: str) -> RunSettings:
     tasks = config.tasks | {task: own.model_copy(update={"overrides": own.overrides | {"objective": objective}})}
     changed = config.model_copy(update={"tasks": tasks, "objective": _weighted(config.objective)})
     settings = run_settings(changed, task, "base")
-    scalar = settings.allocation.model_copy(update={"source": "none", "control": "none"})
+    scalar = settings.allocation.model_copy(update={"source": "none", "control": "none", "time": "equal"})
     return settings.model_copy(update={"allocation": scalar})
 
 
@@ -45,7 +47,7 @@ def of_methods(config: Config, task: str) -> tuple[dict[str, Allocation], list[s
         if (own.rollout, _weighted(own.objective)) != (base.rollout, base.objective):
             apart.append(method)
         elif own.allocation.source != "none":
-            found[method] = own.allocation
+            found[method] = own.allocation.model_copy(update={"time": "equal"})  # steps are weighed afterwards
     return found, apart
 
 
@@ -63,11 +65,11 @@ def standard(settings: RunSettings, blocks: int) -> dict[str, Allocation]:
     found |= {f"attention_sharpness{s}": varied(source="attention", sharpness=float(s)) for s in (1, 4)}
     found |= {f"attention_block{b}": varied(source="attention", blocks=[b]) for b in range(0, blocks, max(1, blocks // 4))}
     found |= {control: varied(source="attention", control=control) for control in ("random", "shuffled", "inverse")}
-    for source in get_args(Allocation.model_fields["source"].annotation):
-        if source in ("none", "uniform", "attention") or (source == "oracle" and not oracle):
-            continue
+    if oracle:
+        found["oracle"] = varied(source="oracle")
+    for source in filter(contrast, get_args(Allocation.model_fields["source"].annotation)):
         found |= {source: varied(source=source), f"{source}_sharpness1": varied(source=source, sharpness=1.0)}
-        found |= {f"{source}_random": varied(source=source, control="random")}
+    found["covariance_random"] = varied(source="covariance", control="random")
     if trajectories:
         found["attention_per_trajectory"] = varied(source="attention", normalisation="per_trajectory")
     return found
@@ -81,6 +83,8 @@ def chosen(known: dict[str, Allocation], names: Sequence[str], allocation: Alloc
     found = {}
     for name in names:
         own, _, said = name.partition("=")
+        if said and (not re.fullmatch(r"[A-Za-z][\w-]*", own) or own == SCALAR):
+            raise InputError(f"--allocations {own}: no name for an allocation of your own; letters, digits, _ and -")
         if said:
             found[own] = _spoken(own, said, allocation)
         elif own in known:
@@ -93,7 +97,7 @@ def chosen(known: dict[str, Allocation], names: Sequence[str], allocation: Alloc
 def _spoken(name: str, said: str, allocation: Allocation) -> Allocation:
     try:
         changes = yaml.safe_load(said)
-        return Allocation(**{**allocation.model_dump(), "source": "attention", **changes})
+        return Allocation(**{**allocation.model_dump(), "source": "attention", **changes, "time": "equal"})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -115,7 +119,7 @@ def looks(allocations: Iterable[Allocation]) -> dict[tuple, list[int]]:
     """What attention is recorded for: (tokens, heads) -> blocks, of all allocations together."""
     blocks: dict[tuple, set[int]] = {}
     for allocation in allocations:
-        if allocation.source == "attention":
+        if looks_at_attention(allocation.source):
             blocks.setdefault(look(allocation), set()).update(allocation.blocks)
     return {key: sorted(of_look) for key, of_look in blocks.items()}
 

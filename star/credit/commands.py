@@ -9,6 +9,7 @@ from star import config as configuration
 from star import layout
 from star.errors import InputError
 from star.prompts import make
+from star.prompts.record import read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", type=float, metavar="WIDTH", help="stop when the efficiency of no method has a wider interval than this"
     )
+    parser.add_argument(
+        "--towards",
+        choices=("equal", "equal_noise"),
+        default="equal",
+        help="steps of the direction that signals are taken towards; equal_noise takes fewer batches (docs/credit.md)",
+    )
     parser.add_argument("--dimensions", type=int, default=16384, metavar="D", help="of the projection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
+    parser.add_argument("--start-over", action="store_true", help="set a measurement of other settings aside")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: credit/<task> in the experiment's folder")
 
 
@@ -42,11 +51,11 @@ def run(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
     configuration.require_task(config, args.task)
     from star.credit import allocations, estimates, measure, report
-    from star.models.door import load_model
+    from star.models.load import block_count
 
     settings = allocations.base_settings(config, args.task)
     methods, apart = allocations.of_methods(config, args.task)
-    known = methods | allocations.standard(settings, len(load_model(settings.policy).blocks))
+    known = methods | allocations.standard(settings, block_count(settings.policy))
     if args.allocations is None:
         chosen = allocations.without_twins(known)
     else:
@@ -59,6 +68,13 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or layout.credit(config, args.task)
     measurement = measure.Measurement(settings, chosen, args.octiles, args.adapter, args.dimensions, args.seed)
     watched = [name for name in methods if name in chosen] or list(chosen)
+    if args.start_over:
+        measure.set_aside(measurement, out)
+    prompts = read(args.prompts) if args.prompts else make.records(config, args.task, "train")
     enough = partial(estimates.enough, watched=watched, width=args.until, dimensions=args.dimensions)
-    batches = measure.measure(measurement, make.records(config, args.task, "train"), out, batches=args.batches, enough=enough)
-    print(report.write(out, measurement.rows, batches), f"{out}: credit.csv, steps.csv, credit.md, credit.svg", sep="\n")
+    batches = measure.measure(measurement, prompts, out, batches=args.batches, enough=enough)
+    print(
+        report.write(out, measurement.rows, batches, args.towards),
+        f"{out}: credit.csv, steps.csv, credit.md, credit.svg",
+        sep="\n",
+    )

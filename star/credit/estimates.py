@@ -18,9 +18,13 @@ FEWEST = 4  # batches, two in each of the halves that weights are measured and t
 
 
 class Estimates:
-    """Moments of every row in every resample, from the folders of some batches."""
+    """Moments of every row in every resample, from the folders of some batches; `rows` begin with the scalar objective.
 
-    def __init__(self, rows: list[str], folders: list[Path], dimensions: int) -> None:
+    Signals are taken `towards` the mean scalar gradient. Of `equal` steps it is the true gradient. Of `equal_noise` it has
+    less noise, and is the true gradient's direction as far as the steps agree on one.
+    """
+
+    def __init__(self, rows: list[str], folders: list[Path], dimensions: int, *, towards: str = "equal") -> None:
         self.names, self.batches, self.dimensions = rows, len(folders), dimensions
         steps_KT = read(folders, SCALAR, "steps").numpy()
         self.steps = sorted(set(steps_KT.flatten().tolist()))
@@ -30,14 +34,19 @@ class Estimates:
         half_K = np.arange(self.batches) % 2 == 0
         halves = [resamples.of(fold_K) for fold_K in (half_K, ~half_K)]
         scalar_KTD, scaled_KTD = (read(folders, SCALAR, tensor).numpy() for tensor in ("sketch", "scaled"))
+        towards_S = np.ones(len(self.steps))
         self.moments: dict[str, Moments] = {}
         self.halves: dict[str, tuple[Moments, Moments]] = {}
         for name in self.names:
             sketch_KTD, gram_KTT = (read(folders, name, tensor).numpy() for tensor in ("sketch", "scaled_gram"))
             of = credit.products(sketch_KTD, scalar_KTD, scaled_KTD, gram_KTT, place_KTS)
-            self.moments[name] = credit.moments(of, resamples)
+            if name == SCALAR and towards != "equal":
+                scalar = credit.moments(of, resamples, towards_S)
+                towards_S = credit.weights(towards, scalar, scalar, self.share_S)[0]
+            self.moments[name] = credit.moments(of, resamples, towards_S)
             if OCTILE not in name:
-                self.halves[name] = tuple(credit.moments(of, half) for half in halves)
+                self.halves[name] = tuple(credit.moments(of, half, towards_S) for half in halves)
+        self.direction = credit.weighed(self.moments[SCALAR], np.broadcast_to(towards_S, self.moments[SCALAR].signal.shape))
 
     def sums(self, name: str, weighting: str) -> Sums:
         """An allocation's moments under a weighting; `measured` has its weights from one half of the batches, for the other."""
@@ -65,7 +74,7 @@ def allocations(estimates: Estimates) -> pd.DataFrame:
             if OCTILE in name:
                 continue
             own = estimates.sums(name, weighting)
-            cosine_R = credit.cosine(own, base)
+            cosine_R = credit.cosine(own, estimates.direction)
             values = {
                 "signal": own.signal / base.signal,
                 "noise": own.noise / base.noise,
@@ -73,20 +82,20 @@ def allocations(estimates: Estimates) -> pd.DataFrame:
                 "efficiency": credit.efficiency(own, base),
                 "same_steps": credit.efficiency(own, same),
                 "gain": credit.gain(own, base),
-                "bias": credit.bias(own, base),
+                "bias": credit.bias(own, estimates.direction),
             }
             row = {"allocation": name, "steps": weighting, "batches": estimates.batches}
             for column, value_R in values.items():
                 row |= dict(zip((column, f"{column}_low", f"{column}_high"), credit.interval(value_R), strict=True))
             row["measurable"] = credit.measurable(cosine_R)
-            row["projection_error"] = _projection_error(own, base, estimates)
+            row["projection_error"] = _projection_error(own, estimates)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _projection_error(own: Sums, base: Sums, estimates: Estimates) -> float:
+def _projection_error(own: Sums, estimates: Estimates) -> float:
     """|mean gradient| |mean scalar gradient| sqrt(2 / D) / signal, the means being of the batches that there are."""
-    lengths = [s.mean[0] + (s.noise[0] - s.mean[0]) / estimates.batches for s in (own, base)]
+    lengths = [s.mean[0] + (s.noise[0] - s.mean[0]) / estimates.batches for s in (own, estimates.direction)]
     return float(np.sqrt(2 * lengths[0] * lengths[1] / estimates.dimensions) / abs(own.signal[0]))
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from star.allocation.columns import CoreColumns, core_columns
+from star.allocation.sources import looks_at_attention
 from star.config import Allocation
 from star.credit.allocations import OCTILE, SCALAR, look, looks
 from star.models.attention import Recorder
+from star.objectives.advantages import combined_advantages
 from star.objectives.points import Point, Transition
 from star.training.epoch import Epoch, Session
-from star.training.maps import PointMaps, make_maps
+from star.training.maps import PointMaps, make_maps, with_contrast
 from star.training.rollout import Rollouts
 from star.training.update import fetch, micro_batches, velocities_at
 
@@ -43,14 +45,21 @@ def gradients(
     device, scale = learner.policy.device, learner.scaler.get_scale()
 
     # The rollouts that an update would keep, in its micro-batches.
-    advantage_B = objective.advantages(rollouts.reward_B, rollouts.prompt_B)
+    advantage_B = combined_advantages(
+        rollouts.scorer_B,
+        rollouts.prompt_B,
+        weights=settings.reward,
+        combination=settings.training.reward_combination,
+        rule=objective.advantages,
+    )
     kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
     if not len(kept):
         return
-    (batches,) = micro_batches(kept, settings.rollout.batch, 1, epoch.seed, epoch.number)
+    (batches,) = micro_batches(kept, settings.rollout.batch, 1, seed=epoch.seed, epoch=epoch.number)
     total = len(kept) * objective.points_a_sample(epoch.trained)
     of_rows = {row.partition(OCTILE)[0] for row in rows} - {SCALAR}
-    maps = _Maps(session, epoch, rollouts, {name: allocations[name] for name in sorted(of_rows)})
+    chosen = {name: allocations[name] for name in sorted(of_rows)}
+    maps = _Maps(session, epoch, rollouts, allocations=chosen, advantage_B=advantage_B)
     read, _ = fetch(rollouts, None, trained=epoch.trained, updates=[[batches]], processes=session.processes)
 
     # One graph a point, one backward pass a map.
@@ -99,8 +108,20 @@ class _Look:
 class _Maps:
     """The maps of all allocations on one set of rollouts."""
 
-    def __init__(self, session: Session, epoch: Epoch, rollouts: Rollouts, allocations: Mapping[str, Allocation]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        epoch: Epoch,
+        rollouts: Rollouts,
+        *,
+        allocations: Mapping[str, Allocation],
+        advantage_B: np.ndarray,
+    ) -> None:
         self.session, self.epoch, self.rollouts, self.allocations = session, epoch, rollouts, allocations
+        self.compared = {
+            name: with_contrast(allocation, rollouts, session=session, epoch=epoch, reward_B=advantage_B)
+            for name, allocation in allocations.items()
+        }
         model = session.learner.policy.model
         self.looks = {
             key: _Look(
@@ -119,10 +140,11 @@ class _Maps:
         seen = {key: self._looked(key, rows_M, point) for key in self.looks}
         found = {}
         for name, allocation in self.allocations.items():
-            recorder = seen.get(look(allocation)) if allocation.source == "attention" else None
-            recorder = None if recorder is None else replace(recorder, blocks=tuple(allocation.blocks))
+            recorder = None
+            if looks_at_attention(allocation.source):
+                recorder = replace(seen[look(allocation)], blocks=tuple(allocation.blocks))
             settings = self.session.settings.model_copy(update={"allocation": allocation})
-            maps = PointMaps(replace(self.session, settings=settings), self.epoch, self.rollouts)
+            maps = PointMaps(replace(self.session, settings=settings), self.epoch, self.compared[name])
             found[name] = maps.at(point.index, rows_M, recorder).to(device)
         return found
 
@@ -136,17 +158,23 @@ class _Maps:
 
     def _of_trajectories(self) -> dict[str, torch.Tensor]:
         """The maps [R, T, H, W] of the trained steps, by allocation."""
-        raw = {key: self._replayed(of_look) for key, of_look in self.looks.items()}
+        raw = {key: self._raw(key) for key in self.looks}
         found = {}
         for name, allocation in self.allocations.items():
-            raw_RTOhw = None
-            if allocation.source == "attention":
+            rollouts = self.compared[name]
+            if looks_at_attention(allocation.source):
                 blocks = self.looks[look(allocation)].blocks
-                raw_RTOhw = raw[look(allocation)][:, :, [blocks.index(block) for block in allocation.blocks]]
-            elif allocation.source in ("uniform", "oracle"):
-                raw_RTOhw = self.rollouts.raw_RTOhw  # for its shape alone
-            found[name] = make_maps(allocation, replace(self.rollouts, raw_RTOhw=raw_RTOhw), self.epoch)
+                own = [blocks.index(block) for block in allocation.blocks]
+                rollouts = replace(rollouts, raw_RTOhw=raw[look(allocation)][:, :, own])
+            found[name] = make_maps(allocation, rollouts, self.epoch)
         return found
+
+    def _raw(self, key: tuple) -> torch.Tensor:
+        """What is seen by a look, half [R, T, O, h, w]: recorded with the rollouts, or replayed."""
+        recorded, wanted = self.session.settings.allocation, self.looks[key]
+        if look(recorded) == key and set(wanted.blocks) <= set(recorded.blocks):
+            return self.rollouts.raw_RTOhw[:, :, [recorded.blocks.index(block) for block in wanted.blocks]]
+        return self._replayed(wanted)
 
     def _replayed(self, of_look: _Look) -> torch.Tensor:
         """What is recorded at the latents of all steps of the rollouts, half [R, T, O, h, w]: one pass a step."""

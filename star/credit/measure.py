@@ -19,7 +19,7 @@ from tqdm import tqdm
 from star import code
 from star.config import Allocation, RunSettings
 from star.config.key import digest, weights_digest
-from star.credit.allocations import OCTILE, SCALAR
+from star.credit.allocations import OCTILE, SCALAR, look, looks
 from star.credit.gradients import OCTILES, gradients, steps_of
 from star.credit.projection import Projection
 from star.errors import InputError
@@ -32,6 +32,7 @@ from star.scoring.pool import RewardPool
 from star.training import checkpoint
 from star.training.epoch import Epoch, Session, prepare_epoch
 from star.training.learner import Learner
+from star.training.maps import needs_means
 from star.training.processes import Processes
 from star.training.rollout import Rollouts, sample_rollouts
 from star.training.train import check, make_policy
@@ -93,7 +94,8 @@ def measure(
     asked to stop.
     """
     # What there is to go on from.
-    check(measurement.settings.model_copy(update={"allocation": _recording(measurement)}), prompts)
+    for allocation in (_recording(measurement), *measurement.allocations.values()):
+        check(measurement.settings.model_copy(update={"allocation": allocation}), prompts)
     _begin(measurement, out)
     folders = {number: out / "batches" / f"{number:04d}" for number in range(PILOTS + 1, PILOTS + batches + 1)}
     missing = {
@@ -168,27 +170,35 @@ def _begin(measurement: Measurement, out: Path) -> None:
             "dimensions": measurement.dimensions,
             "adapter": None if measurement.adapter is None else str(measurement.adapter),
             "seed": measurement.seed,
-            "allocations": known["allocations"] | own,
+            "allocations": dict(sorted((known["allocations"] | own).items())),
         },
     )
 
 
+def set_aside(measurement: Measurement, out: Path) -> None:
+    """Rename a folder that has another measurement; its key is then the end of its name."""
+    if (out / ABOUT).exists() and (key := about(out)["key"]) != measurement.key:
+        out.rename(out.with_name(f"{out.name}.{key}"))
+
+
 def _recording(measurement: Measurement) -> Allocation:
-    """An allocation that has core columns and true objects made, whatever is measured, and records little."""
-    of_attention = [a for a in measurement.allocations.values() if a.source == "attention" and a.blocks]
-    first = of_attention[0] if of_attention else measurement.settings.allocation
-    return first.model_copy(update={"source": "attention", "control": "none", "blocks": first.blocks[:1] or [0], "heads": None})
+    """An allocation under which rollouts keep what any of the measured ones needs; others' tokens and heads are replayed."""
+    predicted = any(needs_means(allocation) for allocation in measurement.allocations.values())
+    kept = {"source": "attention_deviation", "contrast_latents": "predicted"} if predicted else {"source": "attention"}
+    recorded = Allocation(blocks=measurement.settings.allocation.blocks[:1] or [0], **kept)
+    blocks = looks(measurement.allocations.values()).get(look(recorded), recorded.blocks)
+    return recorded.model_copy(update={"blocks": blocks})
 
 
 @contextmanager
 def _session(measurement: Measurement, prompts: list[Prompt]) -> Iterator[Session]:
     """What batches share, with the policy that is measured."""
-    recording = _recording(measurement)
-    settings = measurement.settings.model_copy(update={"allocation": recording})
+    settings = measurement.settings.model_copy(update={"allocation": _recording(measurement)})
     objective = make_objective(settings)
     policy = make_policy(settings, measurement.seed)
-    blocks = {block for a in measurement.allocations.values() for block in a.blocks} | set(recording.blocks)
-    policy.model.watch(sorted(blocks))
+    for allocation in measurement.allocations.values():
+        policy.model.watch(allocation.blocks, allocation.heads)  # refuses what does not exist
+    policy.model.watch(range(len(policy.model.blocks)))  # whatever is measured, every pass runs the same kernels
     if measurement.adapter is not None:
         _put_in(policy, settings, measurement.adapter)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)

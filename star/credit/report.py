@@ -43,10 +43,10 @@ _COLUMNS = {  # and their headings
 _PLACES = {name: 3 if name == "cosine" else 2 for name in list(_COLUMNS)[1:-1]}
 
 
-def write(out: Path, rows: list[str], batches: list[Path]) -> str:
-    """Write tables and figure of some rows and batches into `out`; returns the verdict in words."""
-    what = about(out)
-    estimated = Estimates(rows, batches, what["dimensions"])
+def write(out: Path, rows: list[str], batches: list[Path], towards: str) -> str:
+    """Write tables and figure of some rows and batches into `out`; returns the verdict in words. `towards`: see Estimates."""
+    what = about(out) | {"towards": towards}
+    estimated = Estimates(rows, batches, what["dimensions"], towards=towards)
     table, steps, octiles = estimates.allocations(estimated), estimates.steps(estimated), estimates.octiles(estimated)
     save_csv(out / "credit.csv", table)
     save_csv(out / "steps.csv", steps)
@@ -109,7 +109,8 @@ def _page(what: dict, table: pd.DataFrame, steps: pd.DataFrame, *, octiles: pd.D
     policy = f"the adapter {what['adapter']}" if what["adapter"] else "a fresh adapter"
     parts = [
         f"# Credit: {what['task']}, {what['objective']}",
-        f"{batches} batches, {policy}, seed {what['seed']}. {_truth(what)} In brackets: {CONFIDENCE:.0%} interval from "
+        f"{batches} batches, {policy}, seed {what['seed']}. {_truth(what)}{_TOWARDS[what['towards']]} In brackets: "
+        f"{CONFIDENCE:.0%} interval from "
         f"{RESAMPLES} bootstrap resamples of the batches, paired over allocations.",
         said,
         f"One batch of the scalar objective: cosine {_cell(scalar.loc['equal'], 'cosine', 3)}.",
@@ -143,6 +144,11 @@ def _page(what: dict, table: pd.DataFrame, steps: pd.DataFrame, *, octiles: pd.D
 
 
 _SHARES = {"signal": 3, "noise": 3}
+_TOWARDS = {
+    "equal": "",
+    "equal_noise": " Here its steps are scaled to equal noise, which takes fewer batches; it then has the true gradient's "
+    "direction as far as the steps agree on one.",
+}
 
 
 def _truth(what: dict) -> str:

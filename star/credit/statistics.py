@@ -93,8 +93,11 @@ def products(
     return Products(against(scalar_KTD), against(sketch_KTD), against(scaled_KTD), gram)
 
 
-def moments(of: Products, resamples: Resamples) -> Moments:
-    """The moments of an allocation in every resample."""
+def moments(of: Products, resamples: Resamples, towards_S: np.ndarray) -> Moments:
+    """The moments of an allocation in every resample.
+
+    Signals are inner products with the direction whose steps have the weights `towards_S`: ones give the true gradient.
+    """
     pair_RKK, batches = resamples.pairs, len(of.cross)
     total_R1 = resamples.count_RK.sum(1, keepdims=True)
     weight_RK = resamples.count_RK / np.where(total_R1 > 0, total_R1, np.nan)
@@ -106,11 +109,11 @@ def moments(of: Products, resamples: Resamples) -> Moments:
     steps = of.cross.shape[1]
     own = of.own.transpose(0, 2, 1, 3).reshape(batches**2, steps**2)
     return Moments(
-        signal=over_pairs(of.cross.sum(3)),
+        signal=over_pairs(of.cross @ towards_S),
         step_signal=over_pairs(np.einsum("isjs->isj", of.cross)),
         noise=np.einsum("rk,ksv->rsv", weight_RK, of.own[itself, :, itself]),
         mean=(pair_RKK.reshape(len(pair_RKK), -1) @ own).reshape(-1, steps, steps),
-        scaled_signal=over_pairs(of.scaled.sum(3)),
+        scaled_signal=over_pairs(of.scaled @ towards_S),
         scaled_noise=np.einsum("rk,ksv->rsv", weight_RK, of.scaled_gram),
     )
 
@@ -169,10 +172,13 @@ def efficiency(one: Sums, other: Sums) -> np.ndarray:
         return np.sign(ratio) * ratio**2 * other.noise / one.noise
 
 
-def cosine(one: Sums, scalar: Sums) -> np.ndarray:
-    """The expected cosine of one batch's gradient with the true gradient, [R]; nan where the scalar signal is not positive."""
+def cosine(one: Sums, direction: Sums) -> np.ndarray:
+    """The expected cosine of one batch's gradient with the direction, [R]; nan where its squared length is not positive.
+
+    `direction` has the moments of the scalar gradient that signals are taken towards, so its signal is its squared length.
+    """
     with np.errstate(invalid="ignore"):
-        return one.signal / np.sqrt(np.where(scalar.signal > 0, scalar.signal, np.nan) * one.noise)
+        return one.signal / np.sqrt(np.where(direction.signal > 0, direction.signal, np.nan) * one.noise)
 
 
 def gain(one: Sums, other: Sums) -> np.ndarray:
@@ -181,12 +187,12 @@ def gain(one: Sums, other: Sums) -> np.ndarray:
         return one.scaled_signal / np.sqrt(one.scaled_noise) / (other.scaled_signal / np.sqrt(other.scaled_noise))
 
 
-def bias(one: Sums, scalar: Sums) -> np.ndarray:
-    """The share of the expected gradient's squared length that does not lie along the true gradient, [R].
+def bias(one: Sums, direction: Sums) -> np.ndarray:
+    """The share of the expected gradient's squared length that does not lie along the direction, [R].
 
     nan where one of the two lengths is not positive.
     """
-    length = np.where(one.mean > 0, one.mean, np.nan) * np.where(scalar.signal > 0, scalar.signal, np.nan)
+    length = np.where(one.mean > 0, one.mean, np.nan) * np.where(direction.signal > 0, direction.signal, np.nan)
     return 1 - one.signal**2 / length
 
 

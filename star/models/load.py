@@ -27,6 +27,13 @@ def pipeline_class(settings: PolicySettings) -> str:
     return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
 
 
+def block_count(settings: PolicySettings) -> int:
+    """How many transformer blocks the base has, without loading it. Raises InputError as `load_pipeline`."""
+    pipeline_class(settings)
+    file = weights.folder(base(settings), "transformer/config.json") / "transformer/config.json"
+    return json.loads(file.read_text(encoding="utf-8"))["num_layers"]
+
+
 def load_pipeline(settings: PolicySettings) -> DiffusionPipeline:
     """The base pipeline. Raises InputError, with the remedy, when folder, repository, licence or revision is missing."""
     name = pipeline_class(settings)

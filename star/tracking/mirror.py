@@ -51,6 +51,11 @@ _ABOUT_RUN = """`{method}` on `{task}`, seed {seed}, of the configuration `{expe
 `images/` are pictures of fixed prompts by epoch. `settings.json` holds the resolved settings, `adapter/` the trained LoRA
 (EMA weights; `pipe.load_lora_weights`), `maps/` pictures of the allocation maps where they were drawn. Times of the metrics are
 times of the training, from its start."""
+_ABOUT_CREDIT = (
+    "How well one batch's gradient points along the true gradient, under every allocation of `{experiment}`: one run a task. "
+    "Metrics are `<estimate>/<step weights>/<allocation>`; intervals are in the table `credit.md` among the artifacts."
+)
+_CREDIT = ("efficiency", "cosine", "signal", "noise", "gain")  # columns of credit.csv
 _ABOUT_TABLES = (
     "Tables and figures of the experiment `{experiment}`: all tasks and methods, with intervals and paired differences."
 )
@@ -197,6 +202,43 @@ def mirror_tables(config: Config) -> str:
         found = _find(client, experiment, key) or client.create_run(experiment, tags=tags, run_name="tables")
         for name in ("tables", "figures"):
             client.log_artifacts(found.info.run_id, str(source / name), name)
+        client.set_terminated(found.info.run_id, "FINISHED")
+    return found.info.run_id
+
+
+def mirror_credit(config: Config, task: str, folder: Path) -> str:
+    """Log a measurement of credit: the estimates of every allocation and the folder's tables and figure; returns the run id.
+
+    Measuring on with more batches logs the estimates at that number of batches, in the same run. Raises InputError when the
+    folder has no measurement.
+    """
+    import pandas as pd
+
+    if not (folder / "credit.csv").is_file():
+        raise InputError(f"{folder}: no credit.csv; run `star credit --task {task} --out {folder}`")
+    table, about = pd.read_csv(folder / "credit.csv"), json.loads((folder / "measurement.json").read_text(encoding="utf-8"))
+    key = f"{config.experiment}/credit/{task}/{about['key']}"
+    batches = int(table["batches"].iloc[0])
+    rows = [(f"{row['steps']}/{row['allocation']}", row) for _, row in table.iterrows()]
+    values = {
+        (f"{column}/{name}", batches): float(row[column])
+        for column in _CREDIT
+        for name, row in rows
+        if math.isfinite(row[column])
+    }
+    about_all = _ABOUT_CREDIT.format(experiment=config.experiment)
+    tags = {"star.key": key, "task": task, "configuration": config.experiment, **_revision(), _NOTE: about_all}
+    with store.client(config) as client:
+        experiment = store.experiment(client, config, f"{config.experiment}-credit", about_all)
+        found = _find(client, experiment, key) or client.create_run(experiment, tags=tags, run_name=task)
+        known = _logged(client, found)
+        now = int(1000 * time.time())
+        new = {at: value for at, value in values.items() if known.get(at) != value}
+        _log(client, found.info.run_id, new, dict.fromkeys(new, now))
+        params = {name: value for name, value in _flat(about).items() if name not in found.data.params}
+        _log_settings(client, found.info.run_id, params, tags)
+        for file in sorted(file for suffix in ("csv", "md", "svg") for file in folder.glob(f"*.{suffix}")):
+            client.log_artifact(found.info.run_id, str(file))
         client.set_terminated(found.info.run_id, "FINISHED")
     return found.info.run_id
 

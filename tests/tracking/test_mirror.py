@@ -10,7 +10,8 @@ import pytest
 
 from star.config import Config, parse
 from star.errors import InputError
-from star.tracking.mirror import mirror, mirror_tables
+from star.tracking import store
+from star.tracking.mirror import mirror, mirror_credit, mirror_tables
 
 BASE = Path(__file__).parents[2] / "resources/miniature/base"
 EPOCHS = 120  # with eleven values an epoch more than MLflow takes in one batch
@@ -205,3 +206,28 @@ def test_tables_are_artifacts(mirrored: tuple[Config, dict[str, str]]):
     artifacts = Path(config.results, "mlartifacts/mirrored-tables", run_id, "artifacts")
     assert (artifacts / "tables/main.md").is_file()
     assert (artifacts / "figures/scores.svg").is_file()
+
+
+def test_credit_is_logged_by_number_of_batches_and_nothing_twice(mirrored: tuple[Config, dict[str, str]]) -> None:
+    config, _ = mirrored
+    folder = Path(config.results, config.experiment, "credit/geneval")
+    with pytest.raises(InputError, match="star credit --task geneval"):
+        mirror_credit(config, "geneval", folder)
+    folder.mkdir(parents=True)
+    (folder / "measurement.json").write_text(
+        json.dumps({"key": "abc", "task": "geneval", "allocations": {"star": {"blocks": [1]}}})
+    )
+    for batches in (16, 32, 32):
+        rows = [
+            f"{name},{rule},{batches},1,1,0.1,{batches / 8},1" for rule in ("equal", "measured") for name in ("scalar", "star")
+        ]
+        head = "allocation,steps,batches,signal,noise,cosine,efficiency,gain"
+        (folder / "credit.csv").write_text("\n".join([head, *rows[:-1], rows[-1].replace("0.1", "")]) + "\n")
+        run_id = mirror_credit(config, "geneval", folder)
+    with store.client(config) as client:
+        run = client.get_run(run_id)
+        history = client.get_metric_history(run_id, "efficiency/equal/star")
+    assert [(one.step, one.value) for one in history] == [(16, 2.0), (32, 4.0)]
+    assert "cosine/measured/star" not in run.data.metrics and run.data.metrics["cosine/equal/star"] == 0.1
+    assert run.info.status == "FINISHED" and run.data.params["allocations.star.blocks"] == "[1]"
+    assert Path(config.results, "mlartifacts/mirrored-credit", run_id, "artifacts/credit.csv").is_file()

@@ -125,6 +125,12 @@ def test_what_cannot_be_is_refused_before_work(finished: Toy, said: str, words: 
     assert done.returncode == 1 and words in done.stdout and "Traceback" not in done.stdout
 
 
+def test_credit_is_measured_when_it_is_asked_for(finished: Toy):
+    jobs, printed = finished.planned("credit")
+    assert jobs == {"credit": 1, "credit_task": 2, "log_credit": 2}
+    assert "credit --config" in printed and "--start-over" in printed
+
+
 def test_a_second_seed_makes_evidence(toy: Toy):
     jobs, _ = toy.planned("--config", "seeds=[0, 1]")
     assert jobs == {

@@ -5,7 +5,7 @@ import hashlib
 import yaml
 
 from star import layout
-from star.config import SCORERS, key, main_scorer, run_settings
+from star.config import SCORERS, key, main_scorer, methods_of, run_settings
 from star.evidence import questions
 from star.files import require_writable, write_text
 from star.hub.fetch import needs
@@ -16,6 +16,7 @@ EXPERIMENT = layout.experiment(CONFIG)
 RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
 PROMPTS = layout.prompts(CONFIG, "{task}", "{split}")
 TEST_PROMPTS = layout.prompts(CONFIG, "{task}", CONFIG.evaluation.split)
+CREDIT = layout.credit(CONFIG, "{task}")
 LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
 RESOLVED = EXPERIMENT / "config.yaml"
 TABLES = ["main", "categories", "cost", "ablation", "guards"]
@@ -174,6 +175,10 @@ def all_maps():
 
 def all_logged():
     return [layout.run(CONFIG, *run).logged for run in RUNS_AND_BASE]
+
+
+def all_credit():
+    return [layout.credit(CONFIG, task) / "mlflow.done" for task in CONFIG.tasks]
 
 
 def all_attributes():

@@ -1,6 +1,7 @@
 localrules:  # one machine writes MLflow's database: file locks of network file systems are not to be relied on
     log,
     log_tables,
+    log_credit,
 
 
 rule log:
