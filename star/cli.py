@@ -80,13 +80,19 @@ def _train(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     config = configuration.load(args.config, args.set)
-    from star.sampling.sample import sample
+    from star.sampling.sample import sample_checkpoints
 
     if args.images is not None:
         evaluation = config.evaluation.model_copy(update={"images_per_prompt": args.images})
         config = config.model_copy(update={"evaluation": evaluation})
-    n = sample(config, args.prompts, args.out, adapter=args.adapter, seed=args.seed, start_over=args.start_over)
-    print(f"{n} images sampled into {args.out}")
+    adapters = args.adapter or [None]
+    if len(adapters) != len(args.out):
+        raise InputError(f"--out: {len(args.out)} folders for {len(adapters)} adapters; give a folder for each, in their order")
+    if len(set(args.out)) < len(args.out):
+        raise InputError("--out: a folder is named twice")
+    checkpoints = dict(zip(args.out, adapters, strict=True))
+    n = sample_checkpoints(config, args.prompts, checkpoints, seed=args.seed, start_over=args.start_over)
+    print(f"{n} images sampled into {', '.join(map(str, args.out))}")
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -96,34 +102,41 @@ def _score(args: argparse.Namespace) -> None:
         )
     if not args.detections and not args.images:
         raise InputError("--images: say which folder of pictures to score, or give --detections FILE")
+    if len(args.out) > 1 and (args.detections or args.all):
+        raise InputError("--out: one place, with --detections and --all")
     from star.scoring import folder
+    from star.scoring.summary import print_summary
 
     if args.detections:
         from star.scoring.stored import rescore
 
-        folder.print_summary(rescore(args.detections, args.out))
+        print_summary(rescore(args.detections, args.out[0]))
         return
     config = configuration.load(args.config, args.set)
     scorers = config.scorers
     if args.all and args.guards:
         raise InputError("--guards: needs --scorer, whose pictures these are; --all already has the other scorers' scores")
     if args.all:
-        for name, summary in folder.score_all(args.images, args.out, scorers, args.prompts).items():
+        if len(args.images) > 1:
+            raise InputError("--images: one folder, with --all")
+        for name, summary in folder.score_all(args.images[0], args.out[0], scorers, args.prompts).items():
             if summary is None:
                 print(f"{name}: not scored, no prompt has what it needs")
             else:
-                folder.print_summary(summary)
+                print_summary(summary)
         return
     if args.task:
         configuration.require_task(config, args.task)
     scorer = configuration.main_scorer(config, args.task) if args.task else args.scorer
     if ":" not in scorer and scorer not in configuration.SCORERS:
         raise InputError(f"--scorer {scorer}: no such scorer; there are {', '.join(configuration.SCORERS)}, module:function")
-    folder.print_summary(folder.score(scorer, args.images, args.out, scorers, args.prompts))
-    if args.guards:
-        from star.scoring import guards
-
-        guards.write(guards.measure(scorer, args.images, scorers, args.prompts), args.guards)
+    guards = args.guards or [None] * len(args.images)
+    for option, places in (("--out", args.out), ("--guards", guards)):
+        if len(places) != len(args.images):
+            raise InputError(f"{option}: {len(places)} files for {len(args.images)} folders; give one for each, in their order")
+    wanted = [folder.Wanted(*places) for places in zip(args.images, args.out, guards, strict=True)]
+    for summary in folder.score_folders(scorer, wanted, scorers, args.prompts):
+        print_summary(summary)
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -258,25 +271,27 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--start-over", action="store_true", help="set checkpoints of other settings aside instead of refusing them")
     s.add_argument("--plan", action="store_true", help="print batch numbers and a memory estimate, train nothing")
 
-    s = stage("sample", _sample, "sample images of a checkpoint in GenEval's layout")
+    s = stage("sample", _sample, "sample images of checkpoints in GenEval's layout")
     s.add_argument("--prompts", type=Path, required=True)
-    s.add_argument("--out", type=Path, required=True)
-    s.add_argument("--adapter", type=Path, help="adapter/ folder of a checkpoint (default: the base itself)")
+    s.add_argument("--out", type=Path, nargs="+", required=True, help="a folder, or one for each adapter")
+    s.add_argument("--adapter", type=Path, nargs="+", help="adapter/ folders of checkpoints (default: the base itself)")
     s.add_argument("--images", type=int, help="images a prompt (default: evaluation.images_per_prompt)")
     s.add_argument("--seed", type=int, default=0)
     s.add_argument("--start-over", action="store_true", help="drop pictures of other weights or settings")
 
-    s = stage("score", _score, "score a folder of images, made by anything, or stored detections")
+    s = stage("score", _score, "score folders of images, made by anything, or stored detections")
     which = s.add_mutually_exclusive_group(required=True)
     known = f"{', '.join(configuration.SCORERS)}, service:NAME, judge:NAME, or module:function"
     which.add_argument("--scorer", metavar="NAME", help=known)
     which.add_argument("--task", metavar="NAME", help="the scorer of a task of the configuration: the first that it reports")
     which.add_argument("--all", action="store_true", help="every scorer that the prompts allow; --out is a folder then")
-    s.add_argument("--images", type=Path, help="GenEval's layout, or a flat folder of pictures (with --prompts)")
+    s.add_argument(
+        "--images", type=Path, nargs="+", help="folders in GenEval's layout, or flat ones of pictures (with --prompts)"
+    )
     s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
     s.add_argument("--detections", type=Path, metavar="FILE", help="judge GenEval's result lines again instead of pictures")
-    s.add_argument("--out", type=Path, required=True)
-    s.add_argument("--guards", type=Path, help="also measure the collapse guards into this JSON file")
+    s.add_argument("--out", type=Path, nargs="+", required=True, help="a file for each folder of images")
+    s.add_argument("--guards", type=Path, nargs="+", help="also measure the collapse guards into these JSON files")
 
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)

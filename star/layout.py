@@ -80,6 +80,11 @@ class Run:
         return self.checkpoints / "best.json"
 
     @property
+    def step_backs(self) -> Path:
+        """What the training did about each divergence: the epoch, where it went back to, and the factor of its rate."""
+        return self.checkpoints / "step_backs.jsonl"
+
+    @property
     def attributes(self) -> Path:
         """Pictures, scores and map statistics on prompts of global attributes."""
         return self.folder / "global"

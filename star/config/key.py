@@ -6,7 +6,8 @@ of weights, prompt files and reward functions, and the version of the stage's co
 - fields marked `SPEED_ONLY` (star/config/fields.py), and the sections `compute`, `checkpoints` and `tracking`;
 - fields that have their default, so that a new field orphans nothing;
 - settings of scorers that the reward does not use;
-- how long a training goes on (`training.epochs`, `training.max_kl`, `training.stop_without_...`).
+- how long a training goes on (`training.epochs`, `training.max_kl`, `training.stop_without_...`), and whether it steps back
+  after a divergence, so that one that has diverged can be told to: what it did stands in its `checkpoints/step_backs.jsonl`.
 
 Whoever changes a default, or code so that numbers change, raises the stage's version here.
 """
@@ -30,7 +31,7 @@ from star.hub import check, lock
 
 # sampling 2: adapters at full strength
 VERSIONS = {"prompts": 1, "training": 1, "sampling": 2, "scoring": 1}
-_LENGTH = ("epochs", "max_kl", "stop_without_advantage", "stop_without_better")
+_LENGTH = ("epochs", "max_kl", "stop_without_advantage", "stop_without_better", "step_backs", "step_back_factor")
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model", ".pth")
 _MODELS = {  # by scorer: fields that name weights, with those that name their commits
     "geneval": {"model": "revision", "color_model": "color_revision"},

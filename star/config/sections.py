@@ -142,6 +142,13 @@ class Training(Section):
     )
     ema_decay: Fraction = Field(0.9, description="decay of the averaged weights, which are sampled and saved")
     ema_every: Positive = Field(8, description="optimizer steps between two averagings")
+    reward_combination: Literal["sum", "standardised", "advantages"] = Field(
+        "sum",
+        description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
+        "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
+        "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
+        "([docs/objectives.md](../docs/objectives.md))",
+    )
     max_kl: float | None = Field(
         None,
         gt=0,
@@ -157,6 +164,16 @@ class Training(Section):
         None,
         description="stop the run, at a checkpoint to go on from, when so many times in a row the pictures of fixed prompts "
         "(`tracking.prompts`) had no higher reward than all before; none goes on",
+    )
+
+    step_backs: int = Field(
+        0,
+        ge=0,
+        description="how many times the training, when it diverges (numbers that are not finite, or `max_kl`), goes back to "
+        "its newest state from before the last whole epoch and on from there at a lower rate, instead of stopping",
+    )
+    step_back_factor: float = Field(
+        0.5, gt=0, lt=1, description="what a step back multiplies `optimizer.learning_rate` and `optimizer.update_norm` by"
     )
 
 

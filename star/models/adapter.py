@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -67,7 +66,7 @@ def set_weights(transformer: nn.Module, tensors: dict[str, torch.Tensor]) -> Non
 
 def metadata(transformer: nn.Module) -> dict:
     """The adapter's configuration as diffusers writes it into the file's header."""
-    described = _collate_lora_metadata({"transformer": transformer})["transformer_lora_adapter_metadata"]
+    described = transformer.peft_config[_NAME].to_dict()
     return described | {"target_modules": sorted(described["target_modules"])}  # a set, whose order no two processes share
 
 
@@ -82,15 +81,29 @@ def at_full_strength(tensors: dict[str, torch.Tensor], described: dict) -> tuple
     return folded, described | {"lora_alpha": described["r"]}
 
 
+def adapter_file(folder: Path) -> Path:
+    """The weights of a saved adapter. Raises InputError when the folder holds none."""
+    file = folder / ADAPTER_FILE
+    if not file.exists():
+        raise InputError(f"{folder}: no {ADAPTER_FILE}; name the adapter/ folder of a checkpoint")
+    return file
+
+
+def use_adapter(model: "FlowModel", folder: Path | None) -> None:
+    """Put the adapter that a model has, if any, aside for the one in `folder`, or for the base alone (None)."""
+    if getattr(model.transformer, "peft_config", None):
+        model.transformer.delete_adapters(_NAME)
+    if folder is not None:
+        load_adapter(model, folder)
+
+
 def load_adapter(model: "FlowModel", folder: Path) -> None:
     """Load a saved adapter for sampling, at the strength that its file's header names (none: alpha = rank).
 
     It is not merged into the base: in bfloat16 the sum would round most of it away, and the policy would not be the trained one
     bit for bit. Raises InputError when the folder holds none, or one that does not fit this model.
     """
-    file = folder / ADAPTER_FILE
-    if not file.exists():
-        raise InputError(f"{folder}: no {ADAPTER_FILE}; name the adapter/ folder of a checkpoint")
+    file = adapter_file(folder)
     tensors, described = model.read_lora(folder)
     try:
         model.transformer.load_lora_adapter(dict(tensors), prefix=None, metadata=described, adapter_name=_NAME)

@@ -1,8 +1,10 @@
-"""Stage: sampling. Images of a checkpoint on a prompt file, in GenEval's official layout, by the Euler ODE."""
+"""Stage: sampling. Images of checkpoints on a prompt file, in GenEval's official layout, by the Euler ODE."""
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +14,14 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
-from star.config import Config
+from star.config import Config, Evaluation
 from star.config.key import digest, sampling_key
 from star.errors import InputError
-from star.files import sha256, write_text
+from star.files import sha256, write_bytes, write_text
 from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
-from star.layout import ADAPTER_FILE
-from star.models.adapter import load_adapter
+from star.models.adapter import adapter_file, use_adapter
 from star.models.door import FlowModel, Text, load_model
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
@@ -71,39 +72,78 @@ def sample(
     seed: int = 0,
     start_over: bool = False,
 ) -> int:
-    """Sample `evaluation.images_per_prompt` pictures of every prompt of `prompts` into `out`; returns how many were drawn.
+    """Sample the pictures of one checkpoint, as `sample_checkpoints` does; without an adapter the base's."""
+    return sample_checkpoints(config, prompts, {out: adapter}, seed=seed, start_over=start_over)
 
-    Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise. Pictures that
-    are already there are kept; `out/prompts.jsonl` is written last. Raises InputError when prompts, base or adapter are
-    missing, or when `out` holds pictures of other weights, prompts or settings. To `start_over` these are removed: what this
-    stage itself has written can be drawn again. Other files in `out` stay.
+
+def sample_checkpoints(
+    config: Config, prompts: Path, adapters: Mapping[Path, Path | None], *, seed: int = 0, start_over: bool = False
+) -> int:
+    """Sample `evaluation.images_per_prompt` pictures of every prompt of `prompts` into every folder of `adapters`.
+
+    A folder's pictures are drawn under its adapter, None for the base. Base and prompts are loaded and encoded once. Returns
+    how many pictures were drawn. Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise.
+    Pictures that are already there are kept; `prompts.jsonl` in a folder is written last. Raises InputError when prompts, base
+    or an adapter are missing, or when a folder holds pictures of other weights, prompts or settings: before any is drawn. To
+    `start_over` these are removed: what this stage itself has written can be drawn again. Other files in a folder stay.
     """
-    evaluation, images, records = config.evaluation, config.evaluation.images_per_prompt, read(prompts)
+    records, evaluation = read(prompts), config.evaluation
+
+    # What each folder's pictures are made by, and whether it holds those of something else.
+    made_by = {}
+    for out, adapter in adapters.items():
+        checkpoint = "base" if adapter is None else str(adapter)
+        weights = None if adapter is None else sha256(adapter_file(adapter))
+        drawn = [sha256(prompts), weights, evaluation.images_per_prompt, seed]
+        made_by[out] = f"{checkpoint} {digest([sampling_key(config), str(pick_precision(config.policy)), *drawn])}"
+    others = [out for out in adapters if _holds_others(out, made_by[out])]
+    if others and not start_over:
+        raise InputError(
+            f"{others[0]}: holds pictures of other weights, prompts or settings; name another folder or --start-over"
+        )
+    for out in others:
+        _remove_pictures(out)
+
+    # Base and prompts, once.
     model = load_model(config.policy, config.compute)
-    checkpoint = "base"
-    if adapter is not None:
-        load_adapter(model, adapter)
-        checkpoint = str(adapter)
-    schedule = make_schedule(model.sigmas(evaluation.steps), noise_level=0.0)
+    drawing = _Drawing(model, make_schedule(model.sigmas(evaluation.steps), noise_level=0.0), records, evaluation, seed)
     text = model.encode([record.text for record in records])
     if cut := cut_prompts(model.tokenizers(), records):
         print(cut, file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
-    drawn = [sha256(prompts), None if adapter is None else sha256(adapter / ADAPTER_FILE), images, seed]
-    made_by = f"{checkpoint} {digest([sampling_key(config), str(pick_precision(config.policy)), *drawn])}"
-    source = out / "made_by.txt"
-    if source.exists() and source.read_text(encoding="utf-8") != made_by:
-        if not start_over:
-            raise InputError(
-                f"{out}: holds pictures of other weights, prompts or settings; name another folder or --start-over"
-            )
-        _remove_pictures(out)
-    write_text(source, made_by)
 
+    # Every checkpoint's pictures.
+    count = 0
+    for out, adapter in adapters.items():
+        use_adapter(model, adapter)
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "made_by.txt", made_by[out])
+        count += _draw_missing(drawing, text, out, "base" if adapter is None else str(adapter))
+        write_bytes(out / "prompts.jsonl", prompts.read_bytes())
+    return count
+
+
+def _holds_others(out: Path, made_by: str) -> bool:
+    source = out / "made_by.txt"
+    return source.exists() and source.read_text(encoding="utf-8") != made_by
+
+
+class _Drawing(NamedTuple):
+    """What the checkpoints' pictures share."""
+
+    model: FlowModel
+    schedule: Schedule
+    records: list[Prompt]
+    evaluation: Evaluation
+    seed: int
+
+
+def _draw_missing(drawing: _Drawing, text: Text, out: Path, checkpoint: str) -> int:
+    """Draw the pictures that `out` lacks under the adapter in use; returns how many."""
+    model, schedule, records, evaluation, seed = drawing
     wanted = []
     for number, record in enumerate(records):
         folder = _folder(out, number, record)
-        wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(images)]
+        wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(evaluation.images_per_prompt)]
     missing = [w for w in wanted if not w[2].exists()]
     if missing:
         code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
@@ -117,7 +157,4 @@ def sample(
             _save_png(picture, path, seed=f"{seed}/{k}", prompt_id=records[n].id, checkpoint=checkpoint)
         bar.update(len(batch))
     bar.close()
-    draft = out / ".prompts.tmp"
-    draft.write_bytes(prompts.read_bytes())
-    draft.replace(out / "prompts.jsonl")
     return len(missing)

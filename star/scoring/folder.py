@@ -1,8 +1,8 @@
-"""Score a folder of pictures, one JSON line a picture, resumable. star/scoring/samples.py says how prompts are found."""
+"""Score folders of pictures, one JSON line a picture, resumable. star/scoring/samples.py says how prompts are found."""
 
+import functools
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,24 +14,50 @@ from star import files
 from star.config import Scorers
 from star.errors import InputError, ScorerFailed
 from star.scoring import pictures, samples
+from star.scoring.guards import measure
 from star.scoring.samples import Sample
-from star.scoring.scorer import SUITE, Scorer, can_score, make_scorer, scorer_class
+from star.scoring.scorer import SUITE, Scorer, can_score, make_scorer
+from star.scoring.summary import summary
 
 _BATCH = 48
 _NAMED = 5  # files that are named of those left out
 
 
-def score(name: str, images: Path, out: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
-    """Score every picture under `images` with the scorer `name` and write `out` (JSON lines); returns the `summary`.
+class Wanted(NamedTuple):
+    """Pictures to score, and where their scores and, unless None, their collapse guards go."""
 
-    A killed run leaves `<out>.partial` and goes on from it. Raises InputError, naming the file, for a missing folder,
-    missing or wrong metadata or prompts, unreadable pictures, or a partial file of another scorer.
+    images: Path
+    out: Path
+    guards: Path | None = None
+
+
+def score(name: str, images: Path, out: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
+    """Score one folder of pictures, as `score_folders` does."""
+    return score_folders(name, [Wanted(images, out)], scorers, prompts)[0]
+
+
+def score_folders(name: str, wanted: Sequence[Wanted], scorers: Scorers, prompts: Path | None = None) -> list[dict]:
+    """Score every picture of some folders with the scorer `name` into JSON lines, a file a folder; returns the summaries.
+
+    Scorers are loaded once, and everything is checked before the first picture is scored. Files are written when all folders
+    are scored: a killed run leaves a `<out>.partial` for each that was begun, and goes on from them. Raises InputError, naming
+    the file, for a missing folder, missing or wrong metadata or prompts, unreadable pictures, or a partial file of another
+    scorer.
     """
-    found = samples.find(images, name, prompts)
-    job = _begin(name, found, out, make_scorer(name, scorers))
-    _check([job])
-    _say_left_out(images, found, prompts)
-    return _run(job)
+    scorer_of = functools.cache(lambda other: make_scorer(other, scorers))
+    jobs = []
+    for images, out, _ in wanted:
+        found = samples.find(images, name, prompts)
+        jobs.append(_begin(name, found, out, scorer_of(name)))
+    _check(jobs)
+    for (images, _, _), job in zip(wanted, jobs, strict=True):
+        _say_left_out(images, job.samples, prompts)
+    for job in jobs:
+        _run(job)
+    for (_, _, guards), job in zip(wanted, jobs, strict=True):
+        if guards is not None:
+            files.write_json(guards, measure(name, job.samples, diversity=scorers.diversity, scorer_of=scorer_of))
+    return [_finish(job) for job in jobs]
 
 
 def score_all(images: Path, out: Path, scorers: Scorers, prompts: Path | None = None) -> dict[str, dict | None]:
@@ -49,7 +75,10 @@ def score_all(images: Path, out: Path, scorers: Scorers, prompts: Path | None = 
         jobs[name] = _begin(name, suited, out / f"{name}.jsonl", make_scorer(name, scorers)) if suited else None
     _check([job for job in jobs.values() if job])
     _say_left_out(images, found, prompts)
-    return {name: job and {**_run(job), "left_out": counts[name]} for name, job in jobs.items()}
+    for job in jobs.values():
+        if job:
+            _run(job)
+    return {name: job and {**_finish(job), "left_out": counts[name]} for name, job in jobs.items()}
 
 
 class _Job(NamedTuple):
@@ -86,7 +115,8 @@ def _check(jobs: list[_Job]) -> None:
         job.scorer.check([sample.record for sample in job.samples])
 
 
-def _run(job: _Job) -> dict:
+def _run(job: _Job) -> None:
+    """Score what a job still lacks into its partial file."""
     name, found, out, scorer, lines = job
     todo = job.todo()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,60 +133,14 @@ def _run(job: _Job) -> dict:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             bar.update(len(batch))
-    ordered = [lines[sample.name] for sample in found]
-    files.write_text(out, "".join(json.dumps(line) + "\n" for line in ordered))
-    partial.unlink()
-    return summary(name, ordered)
 
 
-def summary(name: str, lines: list[dict]) -> dict:
-    """Score lines in figures: `mean`, `tags` (the mean of each), images, prompts, scorer (the fingerprint).
-
-    Where lines have a verdict there is `correct_prompts` too, the share of prompts with a correct picture, by which the
-    official summary of GenEval groups lines: their metadata.
-    """
-    order = scorer_class(name).tags
-    tags = by_tag(lines)
-    result = {
-        "name": name,
-        "mean": mean(lines, order),
-        "tags": {tag: tags[tag] for tag in sorted(tags, key=lambda tag: order.index(tag) if tag in order else len(order))},
-        "images": len(lines),
-        "prompts": len({line["prompt_id"] for line in lines}),
-        "scorer": lines[0]["scorer"],
-    }
-    if "correct" in lines[0]:
-        correct: dict[str, bool] = defaultdict(bool)
-        for line in lines:
-            correct[line["metadata"]] |= line["correct"]
-        result["correct_prompts"] = float(np.mean(list(correct.values())))
-    return result
-
-
-def by_tag(lines: list[dict]) -> dict[str, float]:
-    """The mean score of every tag."""
-    scores = defaultdict(list)
-    for line in lines:
-        scores[line["tag"]].append(line["score"])
-    return {tag: float(np.mean(values)) for tag, values in scores.items()}
-
-
-def mean(lines: list[dict], tags: tuple[str, ...]) -> float:
-    """The mean score of all lines, or the unweighted mean of their tags' means where the scorer has `tags`."""
-    return float(np.mean(list(by_tag(lines).values()) if tags else [line["score"] for line in lines]))
-
-
-def print_summary(result: dict) -> None:
-    """Print a summary, one figure a line; tags only where the mean is theirs."""
-    tagged = bool(scorer_class(result["name"]).tags)
-    left_out = f"; {result['left_out']} left out, whose prompts lack what it needs" if result.get("left_out") else ""
-    print(f"{result['name']}: {result['images']} images of {result['prompts']} prompts{left_out}")
-    for tag, value in result["tags"].items() if tagged else ():
-        print(f"  {tag:<14} {value:.4f}")
-    print(f"  {'overall' if tagged else 'mean':<14} {result['mean']:.4f}")
-    if "correct_prompts" in result:
-        print(f"  {'any correct':<14} {result['correct_prompts']:.4f} of prompts")
-    print(f"  scorer: {result['scorer']}")
+def _finish(job: _Job) -> dict:
+    """Write a job's lines in the pictures' order; returns their summary."""
+    ordered = [job.lines[sample.name] for sample in job.samples]
+    files.write_text(job.out, "".join(json.dumps(line) + "\n" for line in ordered))
+    _partial(job.out).unlink()
+    return summary(job.name, ordered)
 
 
 def _partial(out: Path) -> Path:

@@ -14,17 +14,14 @@ Shape suffixes: P pictures of one prompt, D features, H W pixels.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from star import files
-from star.config import Scorers
-from star.scoring import folder, pictures, samples
+from star.scoring import pictures, summary
 from star.scoring.samples import Sample
-from star.scoring.scorer import SUITE, Scorer, can_score, make_scorer
+from star.scoring.scorer import SUITE, Scorer, can_score
 
 _EDGE, _THUMBNAIL, _LEVELS = 0.1, 32, 4
 _BATCH = 48
@@ -68,19 +65,20 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).ravel() / 255
 
 
-def measure(name: str, images: Path, scorers: Scorers, prompts: Path | None = None) -> dict:
-    """The guards of the pictures under `images`, which the scorer `name` scores.
+def measure(name: str, found: Sequence[Sample], *, diversity: str, scorer_of: Callable[[str], Scorer]) -> dict:
+    """The guards of some pictures, which the scorer `name` scores.
+
+    `diversity` is the setting of that name; `scorer_of` gives the scorers that look, by name.
 
     Keys: task, images, prompts, features (what made them), the three GUARDS, and cross: {scorer: {mean, images, scorer}} of
     the others. Raises InputError for missing pictures or weights, as star.scoring.folder.score.
     """
-    found = samples.find(images, name, prompts)
-    crossing = {other: make_scorer(other, scorers) for other in _others(name, found)}
+    crossing = {other: scorer_of(other) for other in _others(name, found)}
     for other, scorer in crossing.items():
         scorer.check([sample.record for sample in found if can_score(other, sample.record)])
     model = None
-    if scorers.diversity != "pixels":
-        model = crossing.get(scorers.diversity) or make_scorer(scorers.diversity, scorers)
+    if diversity != "pixels":
+        model = scorer_of(diversity)
     features, edges, entropies, lines = [], [], [], defaultdict(list)
     for start in range(0, len(found), _BATCH):
         batch = found[start : start + _BATCH]
@@ -106,18 +104,13 @@ def measure(name: str, images: Path, scorers: Scorers, prompts: Path | None = No
     }
 
 
-def write(guards: dict, out: Path) -> None:
-    """Write the guards of one checkpoint as JSON, atomically."""
-    files.write_json(out, guards)
-
-
 def _others(name: str, found: list[Sample]) -> list[str]:
     """The other scorers that can score some of the pictures."""
     return [other for other in SUITE if other != name and any(can_score(other, sample.record) for sample in found)]
 
 
 def _mean(scorer: Scorer, lines: list[dict]) -> dict:
-    return {"mean": folder.mean(lines, scorer.tags), "images": len(lines), "scorer": scorer.fingerprint}
+    return {"mean": summary.mean(lines, scorer.tags), "images": len(lines), "scorer": scorer.fingerprint}
 
 
 def _diversity(found: Sequence[Sample], features: list[np.ndarray], distance: object) -> float | None:

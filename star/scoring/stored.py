@@ -18,7 +18,7 @@ from star.prompts.record import json_lines
 from star.prompts.text import read_text
 from star.scoring import rules
 from star.scoring.detection import Detection
-from star.scoring.folder import summary
+from star.scoring.summary import summary
 from star.worlds.door import every_class
 
 _NAME = re.compile(r"(?:.*[/\\])?(\d+)[/\\]samples[/\\](\d+)\.\w+", re.ASCII)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from star.config import RunSettings
 from star.config.key import training_key
 from star.errors import InputError
-from star.files import sha256, write_json
+from star.files import read_jsonl, sha256, write_json, write_jsonl
 from star.layout import ADAPTER_FILE, Run, epoch_of
 from star.models import adapter
 from star.runtime import pick_precision
@@ -55,6 +55,7 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, key: st
         "optimizer_steps": captured.optimizer_steps,
         "scaler": captured.scaler,
         "settings": key,
+        "step_backs": learner.step_backs,
         "sha256": files,
     }
     write_json(state / "progress.json", progress)
@@ -71,10 +72,40 @@ def prune(folder: Path, keep: int, published: set[int]) -> None:
     """Leave states of the newest `keep` checkpoints under `folder`; of the others the adapters of `published` epochs alone."""
     for checkpoint in _by_age(folder)[keep:]:
         if epoch_of(checkpoint) not in published:
-            shutil.rmtree(checkpoint)
+            _remove(checkpoint)
         elif (state := checkpoint / "state").exists():
             (state / "progress.json").unlink(missing_ok=True)  # first: a state without it is no state
             shutil.rmtree(state)
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / "state" / "progress.json").unlink(missing_ok=True)  # first: a state without it is no state
+    shutil.rmtree(checkpoint)
+
+
+def step_backs(run: Run) -> list[dict]:
+    """The training's step backs so far: `epoch` that diverged, `to` which it went back, `factor` of the rate, and `why`."""
+    return read_jsonl(run.step_backs) if run.step_backs.exists() else []
+
+
+def step_back(run: Run, key: str, epoch: int, *, factor: float, why: str) -> Path | None:
+    """Note that `epoch` diverged and leave what came after the state to go back to; returns its checkpoint, None: untrained.
+
+    It is the newest state from before the last whole epoch, because the epoch after the newest may have diverged by what that
+    state holds. Where none is left it is the newest, or in the first two epochs the untrained model. Killed at any moment in
+    it, the training resumes as if it had been done, or not begun.
+    """
+    found = newest(run, key, epoch - 2, start_over=False) or (
+        newest(run, key, epoch - 1, start_over=False) if epoch > 2 else None
+    )
+    to = 0 if found is None else epoch_of(found)
+    write_jsonl(run.step_backs, [*step_backs(run), {"epoch": epoch, "to": to, "factor": factor, "why": why}])
+    return newest(run, key, epoch, start_over=False)
+
+
+def _left_behind(progress: dict, history: list[dict]) -> bool:
+    """Whether a later step back went to an earlier epoch than a checkpoint's."""
+    return any(progress["epoch"] > later["to"] for later in history[progress.get("step_backs", 0) :])
 
 
 def _intact(folder: Path) -> dict | None:
@@ -99,9 +130,9 @@ def newest(run: Run, key: str, epochs: int, start_over: bool) -> Path | None:
 
     A damaged checkpoint is passed over with a line on standard error, and renamed: <name>.damaged. Checkpoints of another key
     raise InputError, or, to `start_over`, are renamed together with what else is known of their training: checkpoints.<key>.
-    Checkpoints are never removed here.
+    Removed are only those that a step back of the training has left behind.
     """
-    found, ours = None, False
+    found, ours, history = None, False, step_backs(run)
     for checkpoint in _by_age(run.checkpoints):
         if not (checkpoint / "state" / "progress.json").exists():  # pruned
             continue
@@ -112,6 +143,9 @@ def newest(run: Run, key: str, epochs: int, start_over: bool) -> Path | None:
             print(f"{checkpoint}: damaged, renamed to {aside.name}; falling back to the one before", file=sys.stderr)
         elif progress["settings"] != key:
             return _of_others(run, str(progress["settings"]), start_over)
+        elif _left_behind(progress, history):
+            _remove(checkpoint)
+            ours = True
         elif progress["epoch"] <= epochs:
             found, ours = checkpoint, True
             break
@@ -162,7 +196,7 @@ def _by_position(file: Path) -> list[torch.Tensor]:
 
 
 def resume(checkpoint: Path | None, learner: Learner) -> int:
-    """Restore a checkpoint; returns its epoch, 0 when there is none."""
+    """Restore a checkpoint, but for the rate; returns its epoch, 0 when there is none."""
     if checkpoint is None:
         return 0
     state = checkpoint / "state"

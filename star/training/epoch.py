@@ -15,6 +15,7 @@ from star.config import Rollout, RunSettings
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import rng
 from star.models.door import Text
+from star.objectives.advantages import combined_advantages, correlations
 from star.objectives.door import Objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
@@ -22,7 +23,7 @@ from star.training.learner import Learner
 from star.training.maps import make_maps
 from star.training.metrics import map_diagnostics, peak_memory
 from star.training.processes import Processes
-from star.training.rollout import sample_rollouts
+from star.training.rollout import Rollouts, sample_rollouts
 from star.training.update import update_policy
 
 
@@ -113,7 +114,13 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
 
     # Advantages and maps.
     began = time.perf_counter()
-    advantage_B = session.objective.advantages(rollouts.reward_B, rollouts.prompt_B)
+    advantage_B = combined_advantages(
+        rollouts.scorer_B,
+        rollouts.prompt_B,
+        weights=settings.reward,
+        combination=settings.training.reward_combination,
+        rule=session.objective.advantages,
+    )
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()
 
@@ -127,7 +134,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         **row,
         "reward_mean": rollouts.sampled_N.mean(),
         "reward_std": rollouts.sampled_N.std(),
-        **{f"reward_{scorer}": each_N.mean() for scorer, each_N in rollouts.sampled_scorer_N.items()},
+        **_by_scorer(rollouts, advantage_B),
         "zero_advantage_share": float((advantage_B == 0).mean()),
         "images": len(rollouts.sampled_N),
         **map_diagnostics(map_RTHW, rollouts, settings.allocation.blocks, processes),
@@ -137,3 +144,14 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
         "seconds_update": updated - mapped,
         "peak_memory_bytes": max(processes.gather(peak_memory(session.learner.policy.device))),
     }
+
+
+def _by_scorer(rollouts: Rollouts, advantage_B: np.ndarray) -> dict[str, float | None]:
+    """Every scorer's mean reward; of several also the deviation, and how far the advantages follow it."""
+    sampled = rollouts.sampled_scorer_N
+    row = {f"reward_{scorer}": each_N.mean() for scorer, each_N in sampled.items()}
+    if len(sampled) > 1:
+        row |= {f"reward_std_{scorer}": each_N.std() for scorer, each_N in sampled.items()}
+        followed = correlations(advantage_B, rollouts.scorer_B, rollouts.prompt_B)
+        row |= {f"advantage_correlation_{scorer}": value for scorer, value in followed.items()}
+    return row

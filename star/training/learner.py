@@ -74,7 +74,20 @@ class Learner:
             self.parameters, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
         )
         self.ema = Ema(self.parameters, training.ema_decay, training.ema_every)
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
+        self.scaler = self._new_scaler()
+        self.step_backs = 0
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.policy.device.type, enabled=self.policy.model.dtype == torch.float16)
+
+    def slow_down(self, factor: float) -> None:
+        """Learn by smaller steps from here on: `factor` times the rate, and times the norm that a change is scaled to."""
+        self.step_backs += 1
+        rate, norm = self.settings.learning_rate * factor, self.settings.update_norm
+        changed = {"learning_rate": rate, "update_norm": None if norm is None else norm * factor}
+        self.settings = self.settings.model_copy(update=changed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def old_policy(self) -> AbstractContextManager:
         """Inside, the policy has the old policy's weights."""
@@ -156,7 +169,8 @@ class Learner:
         return Captured(weights, averaged, average, old, optimizer, self.scaler.state_dict(), self.ema.steps)
 
     def restore(self, captured: Captured) -> None:
-        """Become what was captured; `averaged` follows from `average`."""
+        """Become what was captured, but for the rate; `averaged` follows from `average`. Gradients are forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
         adapter.set_weights(self.policy.model.transformer, captured.weights)
         for average, kept in zip(self.ema.average, captured.average, strict=True):
             average.copy_(kept)
@@ -164,4 +178,5 @@ class Learner:
             old.copy_(kept)
         self.ema.steps = captured.optimizer_steps
         set_optimizer_tensors(self.optimizer, captured.optimizer)
+        self.scaler = self._new_scaler()  # one that was left in the middle of a step takes no other
         self.scaler.load_state_dict(captured.scaler)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from star.allocation.maps import drift, effective_area, entropy, localisation
-from star.errors import Diverged
 from star.objectives.points import Terms
 from star.training.processes import Processes
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Collects an update's numbers on the device; nothing is read from it before `require_finite` or `row`."""
+    """Collects an update's numbers on the device; nothing is read from it before `not_finite` or `row`."""
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
@@ -71,14 +70,14 @@ class Meter:
             values = [(next(read) if isinstance(value, torch.Tensor) else value, factor) for value, factor in pairs]
             self._numbers[name] += values
 
-    def require_finite(self) -> None:
-        """Raise Diverged, naming part, step and prompt, when a loss was not finite; one read for all points."""
+    def not_finite(self) -> str | None:
+        """Names part, step and prompt of a loss that is not finite; None where all are. One read for all points."""
         if not self._finite or bool(torch.stack([part_M.isfinite().all() for _, part_M, _, _ in self._finite]).all()):
-            return
+            return None
         name, part_M, step, prompts = next(f for f in self._finite if not f[1].isfinite().all())
         m = int((~part_M.isfinite()).nonzero()[0])
         spoken = {"policy_loss": "policy loss", "kl": "KL to the base"}.get(name, name)
-        raise Diverged(
+        return (
             f"{spoken} is {part_M[m].item()} (epoch {self._epoch}, denoising step {step}, prompt {prompts[m]!r}); "
             "weights are untouched"
         )

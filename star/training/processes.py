@@ -67,6 +67,10 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
+    def first(self, value: Any) -> Any:
+        """The first value by rank that is not None, in all; None when all are."""
+        return next((each for each in self.gather(value) if each is not None), None)
+
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, in all. An InputError there is raised in all."""
         made = error = None

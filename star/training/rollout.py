@@ -121,7 +121,8 @@ def _sample_groups(session: "Session", epoch: "Epoch", prompts: range) -> Rollou
         prompts = [epoch.prompts[p] for p in prompt_B[rows]]
         with session.learner.old_policy() if session.objective.sampled_by_old else nullcontext():
             batch = _sample_batch(session, epoch, rows, prompt_B[rows])
-        _require_finite_latents(batch.latents_BSCHW, prompts, epoch.number)
+        if why := processes.first(_not_finite(batch.latents_BSCHW, prompts, epoch.number)):  # all or none leaves
+            raise Diverged(why)
         pictures = model.decode(batch.latents_BSCHW[:, -1])
         scored.append(session.pool.submit(pictures, prompts))
         if epoch.columns is not None and (masks := session.regions(pictures)) is not None:
@@ -189,11 +190,13 @@ def _sample_batch(session: "Session", epoch: "Epoch", rows: np.ndarray, prompt_B
     return trajectory if session.objective.keeps_old_means else replace(trajectory, mean_BTCHW=None)
 
 
-def _require_finite_latents(latents_BSCHW: torch.Tensor, prompts: "list[Prompt]", epoch: int) -> None:
+def _not_finite(latents_BSCHW: torch.Tensor, prompts: "list[Prompt]", epoch: int) -> str | None:
+    """What is said of latents that are not finite; None where all are."""
     finite_BS = latents_BSCHW.isfinite().all(-1).all(-1).all(-1)
-    if not finite_BS.all():
-        s, b = min((s, b) for b, s in (~finite_BS).nonzero().tolist())  # the first step that went wrong
-        raise Diverged(
-            f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {prompts[b].text!r}); "
-            "weights are untouched"
-        )
+    if finite_BS.all():
+        return None
+    s, b = min((s, b) for b, s in (~finite_BS).nonzero().tolist())  # the first step that went wrong
+    return (
+        f"latents are not finite after denoising step {s - 1} (epoch {epoch}, prompt {prompts[b].text!r}); "
+        "weights are untouched"
+    )

@@ -24,7 +24,7 @@ from star.runtime import environment
 from star.scoring.pool import RewardPool
 from star.training import checkpoint, health, pictures
 from star.training.epoch import Session, last_trained, run_epoch, trained_steps
-from star.training.learner import Learner
+from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
 from star.training.plan import describe, describe_device, describe_memory
 from star.training.processes import Processes
@@ -61,6 +61,8 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
         )
     if len(prompts) < (groups := rollout.groups + rollout.spare_groups):
         raise InputError(f"rollout.groups: {groups} groups need as many prompts, the file has {len(prompts)}")
+    if not any(settings.reward.values()):
+        raise InputError("reward: every weight is 0, so nothing would be learned; give one scorer another")
     first, last = rollout.window_range or (0, rollout.steps)
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
@@ -125,8 +127,9 @@ def train(
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
     that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
-    ScorerFailed, Diverged on numbers that are not finite; Preempted, when asked to stop, after writing a checkpoint of the last
-    whole epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
+    ScorerFailed; Diverged on numbers that are not finite and above training.max_kl, after training.step_backs; Preempted, when
+    asked to stop, after writing a checkpoint of the last whole epoch; Stalled, after writing one, where
+    training.stop_without_advantage or training.stop_without_better says so.
     """
     # What there is to go on from.
     processes = Processes()
@@ -137,7 +140,10 @@ def train(
     # The learner, as it was then.
     objective = make_objective(settings)
     learner = Learner(make_policy(settings, seed), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
+    untrained = learner.capture() if settings.training.step_backs else None
     done = checkpoint.resume(newest, learner)
+    for earlier in processes.from_first(lambda: checkpoint.step_backs(run)):
+        learner.slow_down(earlier["factor"])
     if processes.rank == 0:
         _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
     if settings.compute.shard and processes.count > 1:
@@ -145,7 +151,6 @@ def train(
 
     # Epochs, each with its line of metrics.
     bar = tqdm(
-        range(done + 1, settings.training.epochs + 1),
         initial=done,
         total=settings.training.epochs,
         desc=f"{settings.task} {settings.method} seed{seed}",
@@ -161,16 +166,26 @@ def train(
         session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
         fixed = Pictures(session, watched.prompts, run)
         fixed.begin(done)
-        for epoch in bar:
-            row = _epoch_or_stop(session, epoch, first=epoch == done + 1, run=run, key=key)
-            if fixed.due(epoch):
-                row |= fixed.take(epoch)
+        started = done
+        while done < settings.training.epochs:
+            epoch = done + 1
+            try:
+                row = _epoch_or_stop(session, epoch, first=done == started, run=run, key=key)
+                _note(session, fixed, row, run)
+                _require_near_base(settings, row)
+            except Diverged as why:
+                started = done = _step_back(session, why, epoch, run=run, key=key, untrained=untrained)
+                fixed.begin(done)
+                bar.update(done - bar.n)
+                continue
             if processes.rank == 0:
-                _keep(session, row, run, key)
+                _save_if_due(session, run, epoch, key)
                 bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
-            if watched.live and processes.rank == 0:
-                watched.live.wake()
+                if watched.live:
+                    watched.live.wake()
             _stop_if_stalled(session, run, epoch, key)
+            done = epoch
+            bar.update()
     processes.close()
 
 
@@ -210,14 +225,52 @@ def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: 
         raise Preempted(f"{stop} in epoch {epoch}; the same command goes on from epoch {epoch - 1}") from None
 
 
-def _keep(session: Session, row: dict, run: Run, key: str) -> None:
-    """Write an epoch's metrics and, when it is time, its checkpoint. Raises Diverged above training.max_kl."""
-    settings, epoch = session.settings, row["epoch"]
-    with run.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _note(session: Session, fixed: Pictures, row: dict, run: Run) -> None:
+    """Draw an epoch's pictures when it is time, and write its line of metrics."""
+    learner = session.learner
+    if learner.step_backs:
+        row |= {"step_backs": learner.step_backs, "learning_rate": learner.settings.learning_rate}
+    if fixed.due(row["epoch"]):
+        row |= fixed.take(row["epoch"])
+    if session.processes.rank == 0:
+        with run.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _require_near_base(settings: RunSettings, row: dict) -> None:
+    """Raise Diverged above training.max_kl."""
     max_kl = settings.training.max_kl
     if max_kl is not None and row["kl"] > max_kl:
-        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {epoch})")
+        raise Diverged(f"KL to the base is {row['kl']:.3g}, above training.max_kl = {max_kl} (epoch {row['epoch']})")
+
+
+def _step_back(session: Session, why: Diverged, epoch: int, *, run: Run, key: str, untrained: Captured | None) -> int:
+    """Make the learner what it was before a divergence, with a lower rate; returns the epoch then.
+
+    Raises the divergence again after as many step backs as training.step_backs allows.
+    """
+    learner, processes, training = session.learner, session.processes, session.settings.training
+    if learner.step_backs >= training.step_backs:
+        raise why
+    factor = training.step_back_factor
+    back_to = processes.from_first(lambda: checkpoint.step_back(run, key, epoch, factor=factor, why=str(why)))
+    if back_to is None:
+        learner.restore(untrained)
+    done = checkpoint.resume(back_to, learner)
+    learner.slow_down(factor)
+    if processes.rank == 0:
+        _keep_rows(run.metrics, done)
+        tqdm.write(
+            f"warning: {why}; going on from epoch {done} at the learning rate {learner.settings.learning_rate:.3g}, step back "
+            f"{learner.step_backs} of {training.step_backs} (training.step_backs)",
+            file=sys.stderr,
+        )
+    return done
+
+
+def _save_if_due(session: Session, run: Run, epoch: int, key: str) -> None:
+    """Write the epoch's checkpoint when it is time."""
+    settings = session.settings
     published, every = published_epochs(settings), settings.checkpoints.save_every
     if epoch in published or (every and epoch % every == 0):
         checkpoint.save(run.checkpoint(epoch), session.learner, session.learner.capture(), epoch, key)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from star.errors import Diverged
 from star.flow.seeding import rng
 from star.models.attention import Recorder
 from star.models.door import Text
@@ -173,7 +174,8 @@ def update_policy(
     seen = Meter(epoch.number)
     for u, dealt in enumerate(updates):
         meter = accumulate(session, epoch, rollouts, batches=dealt[processes.rank], advantage_B=advantage_B, map_RTHW=map_RTHW)
-        meter.require_finite()
+        if why := processes.first(meter.not_finite()):  # all or none leaves
+            raise Diverged(why)
         if expect_ratio_one and u == 0:
             meter.require_ratio_one(objective.ratio_off_one if learner.policy.device.type == "cuda" else 0.0)
         processes.add_gradients(learner.parameters)

@@ -38,6 +38,7 @@ def _config(*changes: str) -> Config:
         "optimizer.betas=[0.8, 0.9]",
         "training.updates_per_epoch=1",
         "training.ema_every=3",
+        "training.reward_combination=standardised",
         "allocation.floor=0.5",
         "policy.lora.rank=3",
         "policy.model=resources/miniature",  # other files
@@ -57,6 +58,7 @@ def test_what_changes_numbers_changes_the_training_key(change: str) -> None:
         "seeds=[7]",
         "training.epochs=99",  # a longer run continues a shorter one
         "training.max_kl=0.5",
+        "training.step_backs=2",  # so that a training that has diverged can be told to
         "checkpoints={every: 3, save_every: 1, keep_states: 5}",
         "compute={processes: 4, gradient_checkpointing: true, compile: true}",
         "evaluation={steps: 3, batch: 7}",

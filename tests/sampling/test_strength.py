@@ -17,6 +17,7 @@ from trainings import ROOT, SMALL, with_images
 from star import cli
 from star import config as configuration
 from star.errors import InputError
+from star.files import write_jsonl
 from star.flow.sampler import denoise
 from star.flow.schedule import make_schedule
 from star.flow.seeding import noise
@@ -28,7 +29,7 @@ from star.models.sd3 import SD3
 from star.prompts import make
 from star.prompts.record import read
 from star.sampling import gallery
-from star.sampling.sample import draw, sample
+from star.sampling.sample import draw, sample, sample_checkpoints
 from star.scoring import folder as scoring
 from star.scoring import pictures
 from star.scoring.pool import RewardPool
@@ -42,11 +43,11 @@ LORA = {"rank": 4, "alpha": 8}
 NFT = "methods.nft={objective: {name: nft}, rollout: {same_start: false}, allocation: {source: attention}}"
 
 
-def _trained(settings: configuration.PolicySettings) -> Learner:
+def _trained(settings: configuration.PolicySettings, seed: int = 0) -> Learner:
     """A learner whose weights, and whose average, are as large as a long training's."""
     policy = Policy(load_model(settings), settings.lora, seed=0)
     learner = Learner(policy, configuration.Optimizer(), configuration.Training(epochs=1))
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter, average in zip(learner.parameters, learner.ema.average, strict=True):
             average.copy_(torch.randn(average.shape, generator=rng) * 0.1)
@@ -285,6 +286,32 @@ def test_star_maps_draws_the_pictures_of_star_sample(
     gallery.measure_prompts(settings, few, tmp_path / "maps", adapter, seed=0)
     assert len(seen) == 2 * len(expected) == 4
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(seen, expected * 2, strict=True))
+
+
+def test_checkpoints_of_one_process_are_those_of_processes_of_their_own(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    policy = policies.settings(random_base, precision="bfloat16")
+    adapters: list[Path | None] = []
+    for seed in (1, 2):
+        learner = _trained(policy, seed=seed)
+        checkpoint.save(tmp_path / f"epoch{seed:04d}", learner, learner.capture(), seed, "digest")
+        adapters.append(tmp_path / f"epoch{seed:04d}" / "adapter")
+    config = configuration.load("config/miniature.yaml", ["evaluation.steps=2"]).model_copy(update={"policy": policy})
+    few = tmp_path / "few.jsonl"
+    write_jsonl(few, (record.as_dict() for record in make.records(config, "shapes", "test")[:2]))
+    adapters.append(None)  # the base, after two adapters were loaded and put aside
+    together = {tmp_path / f"together{i}": adapter for i, adapter in enumerate(adapters)}
+    assert sample_checkpoints(with_images(config, 1), few, together) == 6
+    drawn = []
+    for i, (folder, adapter) in enumerate(together.items()):
+        alone = tmp_path / f"alone{i}"
+        sample(with_images(config, 1), few, alone, adapter=adapter)
+        ours, theirs = ([pictures.read(path) for path in sorted(out.glob("*/samples/*.png"))] for out in (folder, alone))
+        assert len(ours) == 2 and all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))
+        drawn.append(np.stack(ours))
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 def test_an_adapter_of_something_else_is_refused(random_base: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from scorer_settings import scorers
 
 from star import cli
 from star.analysis.results import read_guards
+from star.config import Scorers
 from star.errors import InputError
-from star.scoring import folder
-from star.scoring.guards import color_entropy, cosine_distance, edge_density, measure, pixel_distance, write
-from star.scoring.scorer import GUARDS, make_scorer
+from star.files import write_json
+from star.scoring import folder, guards, samples
+from star.scoring.guards import color_entropy, cosine_distance, edge_density, pixel_distance
+from star.scoring.scorer import GUARDS, Scorer, make_scorer
 from star.worlds.miniature.captions import caption, descriptions
 from star.worlds.miniature.scenes import compose, render
 
@@ -36,6 +38,13 @@ def _folder(root: Path, task: str, drawn: list[dict], pictures: list[list[np.nda
         for k, picture in enumerate(group):
             Image.fromarray(picture).save(home / "samples" / f"{k:04d}.png")
     return root
+
+
+def measure(name: str, images: Path, scorers: Scorers) -> dict:
+    def scorer_of(other: str) -> Scorer:
+        return make_scorer(other, scorers)
+
+    return guards.measure(name, samples.find(images, name), diversity=scorers.diversity, scorer_of=scorer_of)
 
 
 def test_edge_density_of_steps() -> None:
@@ -135,7 +144,7 @@ def test_command_writes_what_the_tables_read(tmp_path: Path, capsys: pytest.Capt
 def test_broken_files_are_refused(change: dict, words: str, tmp_path: Path) -> None:
     good = {"images": 2, "features": "f", "diversity": None, "edge_density": 0.1, "color_entropy": 2.0, "cross": {}}
     path = tmp_path / "epoch0000.json"
-    write(good, path)
+    write_json(path, good)
     assert read_guards(path)[0] == ("diversity", None, 2, "f")
     path.write_text(json.dumps(good | change))
     with pytest.raises(InputError, match=rf"epoch0000\.json: {words}.*star score"):

@@ -12,8 +12,9 @@ from star import cli
 from star.config import load
 from star.errors import InputError
 from star.scoring import pictures, samples
-from star.scoring.folder import print_summary, score, score_all
+from star.scoring.folder import score, score_all
 from star.scoring.scorer import make_scorer
+from star.scoring.summary import print_summary
 from star.worlds.miniature.captions import TAGS, caption, descriptions
 from star.worlds.miniature.scenes import compose, render
 

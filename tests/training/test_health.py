@@ -160,3 +160,19 @@ def test_the_signal_is_the_cosine_with_the_momentum(random_base: Path) -> None:
     assert learner.signal().item() == pytest.approx(-1.0, abs=1e-5)
     learner.parameters[0].grad.fill_(torch.inf)
     assert learner.signal().item() == 0.0
+
+
+def test_of_two_rewards_the_quiet_one_is_heard(random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = "def brightness(images, prompts):\n    return [1000.0 * float(image.mean()) for image in images]\n"
+    (tmp_path / "loud_reward.py").write_text(loud)
+    monkeypatch.syspath_prepend(tmp_path)
+    both = "tasks.preference.reward={pickscore: 1.0, 'loud_reward:brightness': 1.0}"
+    followed = {}
+    for how in ("sum", "standardised", "advantages"):
+        more = ("training.epochs=1", f"training.reward_combination={how}")
+        (row,) = train(random_base, tmp_path / how, "flow_grpo", both, *more)
+        assert row["reward_std_loud_reward:brightness"] > 1000 * row["reward_std_pickscore"] > 0
+        followed[how] = [row[f"advantage_correlation_{scorer}"] for scorer in ("pickscore", "loud_reward:brightness")]
+    assert followed["sum"][1] == pytest.approx(1.0, abs=1e-4)  # the loud one alone
+    for how in ("standardised", "advantages"):
+        assert followed[how][0] > followed["sum"][0] + 0.1 and followed[how][1] < 1 - 1e-3

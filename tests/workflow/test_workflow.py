@@ -21,7 +21,13 @@ from pathlib import Path
 import yaml
 
 stage, *rest = sys.argv[1:]
-given = dict(zip(rest[::2], rest[1::2])) if stage != "evidence" else dict(zip(rest[3::2], rest[4::2]))
+several, option = {}, None
+for word in rest:
+    if word.startswith("--"):
+        option, several[word] = word, []
+    else:
+        several[option].append(word)
+given = {option: words[0] for option, words in several.items() if words}
 with open("calls.txt", "a") as file:
     print(stage, *rest, file=file)
 with open("offline.txt", "a") as file:
@@ -34,9 +40,8 @@ def put(path, text="x"):
 if stage == "prompts":
     put(given["--out"])
 elif stage == "score":
-    put(given["--out"])
-    if "--guards" in given:
-        put(given["--guards"])
+    for file in several["--out"] + several.get("--guards", []):
+        put(file)
 elif stage == "train":
     config = yaml.safe_load(Path(given["--config"]).read_text())
     every = config["checkpoints"]["every"]
@@ -46,8 +51,9 @@ elif stage == "train":
         if Path("stop").exists():
             sys.exit("stopped after the first checkpoint")
 elif stage == "sample":
-    put(f"{given['--out']}/00000/samples/0000.png")
-    put(f"{given['--out']}/prompts.jsonl")
+    for folder in several["--out"]:
+        put(f"{folder}/00000/samples/0000.png")
+        put(f"{folder}/prompts.jsonl")
 elif stage == "maps":
     put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
 elif stage == "evidence":
@@ -102,7 +108,9 @@ class Toy:
         done = self.snakemake("-n", *arguments)
         assert done.returncode == 0, done.stdout
         table = re.search(r"Job stats:\n.*\n.*\n((?:\w+ +\d+\n)+)", done.stdout)
-        jobs = {name: int(n) for name, n in (row.split() for row in table[1].splitlines())} if table else {}
+        jobs = Counter()
+        for name, n in (row.split() for row in table[1].splitlines()) if table else ():
+            jobs[re.sub(r"^(sample|score)_(shapes|letters|preference)_(base|flow_grpo|star)", r"\1", name)] += int(n)
         return {name: n for name, n in jobs.items() if name not in ("all", "total")}, done.stdout
 
     def calls(self) -> list[str]:
@@ -131,14 +139,21 @@ def test_a_run_calls_every_stage_as_often_as_it_must(finished: Toy):
     assert Counter(call.split()[0] for call in finished.calls()) == {
         "prompts": 4,  # 2 tasks x 2 splits
         "train": 4,  # 2 tasks x 2 methods
-        "sample": 10,  # 2 tasks x (base + 2 methods x 2 checkpoints)
-        "score": 10,
+        "sample": 6,  # 2 tasks x (base + 2 methods), each with both of its checkpoints
+        "score": 6,
         "maps": 2,  # star only
         "log": 7,  # 2 tasks x (base + 2 methods), and the tables
         "tables": 1,
     }
     untrained = [call for call in finished.calls() if call.startswith("sample") and "/base/" in call]
     assert len(untrained) == 2 and not any("--adapter" in call for call in untrained)
+    run = "results/toy/letters/star/seed0"
+    (trained,) = [call for call in finished.calls() if call.startswith("sample") and run in call]
+    assert f"--out {run}/samples/epoch0002 {run}/samples/epoch0004 --adapter" in trained
+    assert f"--adapter {run}/checkpoints/epoch0002/adapter {run}/checkpoints/epoch0004/adapter" in trained
+    (scored,) = [call for call in finished.calls() if call.startswith("score") and run in call]
+    assert f"--images {run}/samples/epoch0002 {run}/samples/epoch0004 --out {run}/scores/epoch0002.jsonl" in scored
+    assert scored.endswith(f"--guards {run}/guards/epoch0002.json {run}/guards/epoch0004.json")
     resolved = yaml.safe_load((finished.folder / "results/toy/config.yaml").read_text())
     assert resolved["training"]["epochs"] == 4 and resolved["optimizer"]["weight_decay"] == 1e-4
 
@@ -150,7 +165,7 @@ def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: 
 
 def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
     jobs, printed = finished.planned("--config", "methods={star: {optimizer: {learning_rate: 0.5}}}")
-    assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
 
 
@@ -158,8 +173,8 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
     report = "tasks={letters: {report: [ocr, pickscore, 'own:reward']}}"
     (toy.folder / "own.py").write_text("def reward(pictures, prompts):\n    return [0.0] * len(pictures)\n")
     jobs, printed = toy.planned("--config", report)
-    assert jobs == {"score_reported": 10, "log": 3, "tables": 1, "log_tables": 1}, printed
-    done = toy.snakemake("--config", report, "--until", "score_reported")
+    assert jobs == {"score_by_pickscore": 3, "score_by_own_reward": 3, "log": 3, "tables": 1, "log_tables": 1}, printed
+    done = toy.snakemake("--config", report, "--until", "log")
     assert done.returncode == 0, done.stdout
     scores = toy.folder / "results/toy/letters/star/seed0/scores"
     assert {path.name for path in scores.glob("epoch0004*")} == {
@@ -168,7 +183,7 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
         "epoch0004.own.reward.jsonl",
     }
     calls = [call for call in toy.calls() if "--scorer own:reward" in call]
-    assert len(calls) == 5 and not any("--guards" in call for call in calls)
+    assert len(calls) == 3 and not any("--guards" in call for call in calls)
 
 
 def test_the_command_line_wins_over_what_a_task_changes(toy: Toy):
@@ -189,7 +204,7 @@ def test_the_command_line_wins_over_what_a_task_changes(toy: Toy):
 def test_a_file_that_extends_another_is_followed(toy: Toy):
     (toy.folder / "top.yaml").write_text("extends: toy.yaml\ntasks: {letters: null}\nmethods: {flow_grpo: null}\n")
     jobs, _ = toy.planned("--configfile", "top.yaml", "--forceall")
-    assert (jobs["train"], jobs["sample"]) == (1, 3)
+    assert (jobs["train"], jobs["sample"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +223,7 @@ def test_what_cannot_be_is_refused_before_work(finished: Toy, said: str, words: 
 
 def test_a_second_seed_makes_evidence(toy: Toy):
     jobs, _ = toy.planned("--config", "seeds=[0, 1]")
-    assert jobs == {"train": 4, "sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
+    assert jobs == {"train": 4, "sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
     done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
     assert done.returncode == 0, done.stdout
     assert (toy.folder / "results/toy/evidence/tables.md").exists()
@@ -224,7 +239,7 @@ def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
 
 def test_changed_evaluation_trains_nothing(finished: Toy):
     jobs, _ = finished.planned("--config", "evaluation={steps: 3}")
-    assert jobs == {"sample": 10, "score": 10, "log": 6, "tables": 1, "log_tables": 1}
+    assert jobs == {"sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1}
 
 
 def test_pictures_that_were_redone_are_scored_again(toy: Toy):
@@ -243,7 +258,7 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     assert (run / "checkpoints/epoch0002/state/progress.json").exists() and not (run / "trained.sha256").exists()
     # Snakemake took the checksums away; it must not be content with the old scores and tables.
     jobs, _ = toy.planned(*changed)
-    assert jobs == {"train": 2, "sample": 4, "score": 4, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
 
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
@@ -300,8 +315,9 @@ def test_the_report_is_one_page_with_captions(finished: Toy):
 def test_every_rule_says_what_it_needs():
     rules = {}
     for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        for block in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
-            rules[block.split(":")[0]] = block
+        for block in re.split(r"^ *rule(?: |(?=:))", file.read_text(), flags=re.MULTILINE)[1:]:
+            named = re.match(r":\n +name:\n +f\"(\w+)_", block)
+            rules[named[1] if named else block.split(":")[0]] = block
     assert {"fetch", "prompts", "train", "sample", "score", "log", "maps", "tables", "pretrain_miniature"} <= set(rules)
     for name, block in rules.items():
         for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):

@@ -13,7 +13,6 @@ from star.scoring.scorer import needed
 
 EXPERIMENT = layout.experiment(CONFIG)
 RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
-EPOCH = "epoch{epoch}"
 PROMPTS = layout.prompts(CONFIG, "{task}", "{split}")
 TEST_PROMPTS = layout.prompts(CONFIG, "{task}", CONFIG.evaluation.split)
 LOGS, BENCHMARKS = f"{EXPERIMENT}/logs", f"{EXPERIMENT}/benchmarks"
@@ -56,8 +55,6 @@ wildcard_constraints:
     task="|".join(CONFIG.tasks),
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
-    epoch=r"\d\d\d\d+",
-    scorer=r"[\w.]+",
     split="train|validation|test|global",
 
 
@@ -73,17 +70,10 @@ def settings_of(wildcards):
     return run_settings(CONFIG, wildcards.task, wildcards.get("method", "base"))
 
 
-def scoring_keys(wildcards):
+def scoring_keys(task):
     """What scores and guards of a task depend on: its main scorer, and all those that the guards may look with."""
     guards = [scorer for scorer in SCORERS if scorer in SCORING_WITH]
-    return [key.scoring_key(CONFIG, scorer) for scorer in (main_scorer(CONFIG, wildcards.task), *guards)] + [
-        CONFIG.scorers.diversity
-    ]
-
-
-def reported_scorer(wildcards):
-    """The scorer of a file beside the main scores of a task; a function's name has a dot in place of its colon there."""
-    return next(name for name in CONFIG.tasks[wildcards.task].report if name.replace(":", ".") == wildcards.scorer)
+    return [key.scoring_key(CONFIG, scorer) for scorer in (main_scorer(CONFIG, task), *guards)] + [CONFIG.scorers.diversity]
 
 
 def trained(wildcards):
@@ -105,10 +95,8 @@ def adapter_files(wildcards):
 
 
 def adapter_option(wildcards):
-    """--adapter of the job's checkpoint, by default the last one; nothing for the untrained model."""
-    if wildcards.method == "base":
-        return ""
-    return f"--adapter {run_of(wildcards).adapter(int(wildcards.get('epoch', epochs(wildcards)[-1])))}"
+    """--adapter of the job's last checkpoint; nothing for the untrained model."""
+    return "" if wildcards.method == "base" else f"--adapter {run_of(wildcards).adapter(epochs(wildcards)[-1])}"
 
 
 def weights(*folders):
@@ -122,10 +110,15 @@ def scorer_weights(*scorers):
     return own + (weights(CONFIG.scorers.pickscore.model) if "pickscore" in scorers else [])
 
 
-def of_epochs(file, task, method, seed):
+def of_epochs(file, task, method, seed="{seed}"):
     """A file of every tested epoch of a run; `file` is a method of layout.Run."""
     run = layout.run(CONFIG, task, method, seed)
-    return [file(run, epoch) for epoch in layout.epochs(CONFIG, task, method)]
+    return [str(file(run, epoch)) for epoch in layout.epochs(CONFIG, task, method)]
+
+
+def sampled(task, method, seed="{seed}"):
+    """What is written last of every tested epoch's pictures of a run."""
+    return [f"{folder}/prompts.jsonl" for folder in of_epochs(layout.Run.samples, task, method, seed)]
 
 
 def scores(task, method, seed):
@@ -142,6 +135,7 @@ def maps(task, method, seed):
 
 
 RUNS, RUNS_AND_BASE = layout.runs(CONFIG, base=False), layout.runs(CONFIG)
+TESTED = list(dict.fromkeys((task, method) for task, method, _ in RUNS_AND_BASE))
 
 
 def all_prompts():
@@ -153,7 +147,7 @@ def all_trained():
 
 
 def all_samples():
-    return [folder / "prompts.jsonl" for run in RUNS_AND_BASE for folder in of_epochs(layout.Run.samples, *run)]
+    return [file for run in RUNS_AND_BASE for file in sampled(*run)]
 
 
 def all_scores():

@@ -1,7 +1,7 @@
 # Prompts of global attributes (question b), under the checkpoints that are compared on them; for the miniature's free captions.
 
 
-use rule sample as sample_attributes with:
+rule sample_attributes:
     input:
         trained,
         fetched=FETCHED,
@@ -18,29 +18,48 @@ use rule sample as sample_attributes with:
         config=RESOLVED,
         images=str(RUN.attributes / "samples"),
         adapter=adapter_option,
+    threads: 4 if GPUS else 1
+    resources:
+        mem_mb=48000 if GPUS else 2000,
+        runtime=240 if GPUS else 60,
+        gpu=GPUS,
+    conda:
+        "../../envs/star.yaml"
     message:
         "Sampling prompts of global attributes with {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        "{GPU_STAR} sample --config {params.config} --prompts {input.prompts} --out {params.images} {params.adapter} "
+        "--seed {wildcards.seed} --start-over > {log} 2>&1"
 
 
-use rule score as score_attributes with:
+rule score_attributes:
     input:
         RUN.attributes / "samples/prompts.jsonl",
         fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(CONFIG.tasks[wildcards.task].report[0]),
+        scorers=lambda wildcards: scorer_weights(main_scorer(CONFIG, wildcards.task)),
     output:
-        scores=RUN.attributes / "scores.jsonl",
+        RUN.attributes / "scores.jsonl",
     log:
         f"{LOGS}/score_attributes/{{task}}-{{method}}-seed{{seed}}.log",
     benchmark:
         f"{BENCHMARKS}/score_attributes/{{task}}-{{method}}-seed{{seed}}.tsv"
     params:
-        key=scoring_keys,
+        key=lambda wildcards: key.scoring_key(CONFIG, main_scorer(CONFIG, wildcards.task)),
         config=RESOLVED,
         scorer=lambda wildcards: main_scorer(CONFIG, wildcards.task),
         images=str(RUN.attributes / "samples"),
-        guards="",
+    threads: 4 if GPUS else 1
+    resources:
+        mem_mb=16000 if GPUS else 2000,
+        runtime=240 if GPUS else 60,
+        gpu=GPUS,
+    conda:
+        SCORING
     message:
         "Scoring prompts of global attributes, {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        "{GPU_STAR} score --config {params.config} --scorer {params.scorer} --images {params.images} --out {output} "
+        "> {log} 2>&1"
 
 
 use rule maps as map_statistics with:

@@ -1,51 +1,44 @@
-rule score:
-    input:
-        RUN.samples(EPOCH) / "prompts.jsonl",
-        fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(main_scorer(CONFIG, wildcards.task), "pickscore"),  # the guards look with PickScore
-    output:
-        scores=RUN.scores(EPOCH),
-        guards=RUN.guards(EPOCH),
-    log:
-        f"{LOGS}/score/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.log",
-    benchmark:
-        f"{BENCHMARKS}/score/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}.tsv"
-    params:
-        key=scoring_keys,
-        config=RESOLVED,
-        scorer=lambda wildcards: main_scorer(CONFIG, wildcards.task),
-        images=str(RUN.samples(EPOCH)),
-        guards=lambda wildcards, output: f"--guards {output.guards}",
-    threads: 4 if GPUS else 1
-    resources:
-        mem_mb=16000 if GPUS else 2000,
-        runtime=240 if GPUS else 60,
-        gpu=GPUS,
-    conda:
-        SCORING
-    message:
-        "Scoring {wildcards.method} on {wildcards.task}, seed {wildcards.seed}, epoch {wildcards.epoch}"
-    shell:
-        "{GPU_STAR} score --config {params.config} --scorer {params.scorer} --images {params.images} --out {output.scores} "
-        "{params.guards} > {log} 2>&1"
+# One process scores all tested checkpoints of a run with the task's main scorer and measures their guards; each further scorer
+# that the task reports has one more. Scores appear when all are there; until then they are kept as undeclared .partial files,
+# from which a rerun goes on.
+for task, method in TESTED:
+    for scorer in CONFIG.tasks[task].report:
+        main = scorer == main_scorer(CONFIG, task)
+        name = f"{task}-{method}-seed{{seed}}" + ("" if main else f"-{scorer.replace(':', '.')}")
+        guards = of_epochs(layout.Run.guards, task, method) if main else []
 
-
-use rule score as score_reported with:
-    input:
-        RUN.samples(EPOCH) / "prompts.jsonl",
-        fetched=FETCHED,
-        scorers=lambda wildcards: scorer_weights(reported_scorer(wildcards)),
-    output:
-        scores=RUN.scores(EPOCH, "{scorer}"),
-    log:
-        f"{LOGS}/score_reported/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}-{{scorer}}.log",
-    benchmark:
-        f"{BENCHMARKS}/score_reported/{{task}}-{{method}}-seed{{seed}}-epoch{{epoch}}-{{scorer}}.tsv"
-    params:
-        key=lambda wildcards: key.scoring_key(CONFIG, reported_scorer(wildcards)),
-        config=RESOLVED,
-        scorer=reported_scorer,
-        images=str(RUN.samples(EPOCH)),
-        guards="",
-    message:
-        "Scoring {wildcards.method} on {wildcards.task} with {wildcards.scorer}, seed {wildcards.seed}, epoch {wildcards.epoch}"
+        rule:
+            name:
+                f"score_{task}_{method}" if main else f"score_{task}_{method}_by_{scorer.replace(':', '_').replace('.', '_')}"
+            input:
+                sampled(task, method),
+                fetched=FETCHED,
+                # The guards look with PickScore.
+                scorers=lambda _, scorers=(scorer, "pickscore") if main else (scorer,): scorer_weights(*scorers),
+            output:
+                scores=of_epochs(lambda run, epoch: run.scores(epoch, None if main else scorer), task, method),
+                guards=guards,
+            log:
+                f"{LOGS}/score/{name}.log",
+            benchmark:
+                f"{BENCHMARKS}/score/{name}.tsv"
+            params:
+                key=lambda _, task=task, scorer=None if main else scorer: (
+                    key.scoring_key(CONFIG, scorer) if scorer else scoring_keys(task)
+                ),
+                config=RESOLVED,
+                scorer=scorer,
+                images=of_epochs(layout.Run.samples, task, method),
+                guards=["--guards", *guards] if main else "",
+            threads: 4 if GPUS else 1
+            resources:
+                mem_mb=16000 if GPUS else 2000,
+                runtime=(240 if GPUS else 60) * len(layout.epochs(CONFIG, task, method)),
+                gpu=GPUS,
+            conda:
+                SCORING
+            message:
+                f"Scoring {method} on {task} with {scorer}, seed {{wildcards.seed}}"
+            shell:
+                "{GPU_STAR} score --config {params.config} --scorer {params.scorer} --images {params.images} "
+                "--out {output.scores} {params.guards} > {log} 2>&1"
