@@ -6,6 +6,7 @@
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
+# make test-families   every model family as the workflow, killed once and resumed, and the presets' plans; minutes, not part of `make test`
 # make test-browser   the MLflow pages and the page of `star compare` in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-browser bench lint ui report schema
+.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-families test-browser bench lint ui report schema
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -57,6 +58,9 @@ test-easyocr:
 
 test-kill: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
+
+test-families: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/families_workflow
 
 test-browser: install
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium chromium-driver)" >&2; exit 2; }

@@ -41,7 +41,8 @@ def spread(model: FlowModel, compute: Compute, processes: int) -> None:
 
 def starts_on(device: torch.device, compute: Compute) -> torch.device:
     """Where the transformer's weights lie until `spread`: a base that does not fit on the device never lies there whole."""
-    return torch.device("cpu") if compute.shard or compute.offload == "blocks" else device
+    stays_away = device.type == "cuda" and (compute.shard or compute.offload == "blocks")
+    return torch.device("cpu") if stays_away else device
 
 
 def frozen_bytes(module: nn.Module) -> int:

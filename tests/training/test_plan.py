@@ -142,6 +142,13 @@ def test_kept_configurations_have_the_published_sizes(repository: str, billions:
     assert kept["source"] and kept["unverified"]
 
 
+@pytest.mark.parametrize("name", ["sd35-medium", "sd35-large", "flux1-dev", "qwen-image", "z-image"])
+def test_a_preset_s_base_has_configurations_and_its_batches_divide(name: str) -> None:
+    settings = configuration.run_settings(configuration.load(ROOT / f"config/{name}.yaml"), "pickscore", "star")
+    assert configurations_of(settings.policy).source == f"star/models/configurations/{name}.json"
+    trainer.check(settings, RECORDS * 50)
+
+
 def _preset(*files: str) -> configuration.Config:
     """The real configuration with changes on top, as several --configfile of Snakemake."""
     return configuration.load([ROOT / f"config/{file}.yaml" for file in ("sd35-medium", *files)])
