@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
@@ -28,6 +31,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -209,16 +213,58 @@ def z_image() -> ZImagePipeline:
     )
 
 
+def flux2_klein() -> Flux2KleinPipeline:
+    """FLUX.2 klein: single blocks of one fused projection; three layers of the language model make a column."""
+    tokenizer = qwen_tokenizer()
+    language = LANGUAGE | {"num_hidden_layers": 28, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**language)),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+    )
+
+
+def flux2_output(pipe: Flux2KleinPipeline, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Latents as the autoencoder takes them."""
+    mean, std = pipe.vae.bn.running_mean, (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return pipe._unpatchify_latents(pipe._patchify_latents(x_BCHW) * std[:, None, None] + mean[:, None, None])
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A family's pipeline, and how to compare: arguments of guidance, our latents as its call takes them, where its row has
-    image and text (of so many image tokens and text columns), and whether a token of its text sees only those before it."""
+    image and text (of so many image tokens and text columns), whether a token of its text sees only those before it, and our
+    latents as its call returns them, where it does not return what it takes."""
 
     pipeline: Callable[[], DiffusionPipeline]
     call: Callable[[float], dict] = lambda guidance: {"guidance_scale": guidance}
     latents: Callable[[torch.Tensor], torch.Tensor] = pack
     row: Callable[[int, int], tuple[int, int]] = lambda images, columns: (columns, 0)
     causal: bool = False
+    output: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] | None = None
 
 
 def as_they_are(x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -238,6 +284,7 @@ FAMILIES = {
         row=lambda images, columns: (0, images + -images % 32),
         causal=True,
     ),
+    "flux2-klein": Tiny(flux2_klein, latents=Flux2KleinPipeline._patchify_latents, causal=True, output=flux2_output),
 }
 
 

@@ -32,6 +32,7 @@ _FAMILIES = {  # class in model_index.json -> module:class
     "FluxPipeline": "star.models.flux:Flux",
     "QwenImagePipeline": "star.models.qwen_image:QwenImage",
     "ZImagePipeline": "star.models.z_image:ZImage",
+    "Flux2KleinPipeline": "star.models.flux2:Flux2Klein",
 }
 
 

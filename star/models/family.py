@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from star.allocation.columns import TextBlock
 from star.config import Compute
@@ -28,6 +29,7 @@ from star.models.memory import starts_on
 from star.runtime import pick_device, pick_precision
 
 _ENCODED_AT_ONCE = 64  # prompts
+_HERE = "\N{SYMBOL FOR NULL}"  # stands for the prompt in a rendered template
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ def unpack(tokens_BNE: torch.Tensor, h: int, w: int) -> torch.Tensor:
     return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
+def chat_frame(tokenizer: PreTrainedTokenizerFast, thinking: bool) -> tuple[str, str]:
+    """What a chat template puts before and after a prompt, found by rendering it."""
+    asked = [{"role": "user", "content": _HERE}]
+    rendered = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    before, after = rendered.split(_HERE)
+    return before, after
+
+
 class Family:
     """A pipeline prepared as frozen base: on its device, in its precision, its attention ready to be recorded.
 
@@ -126,6 +136,10 @@ class Family:
         """The joint attention of a block."""
         return block.attn
 
+    def joint_of(self, block: nn.Module) -> type[JointAttention]:
+        """The class of a block's attention."""
+        return self.joint
+
     def watch(self, blocks: Sequence[int], heads: Sequence[int] | None = None) -> None:
         """Choose the blocks that can be recorded. Raises InputError when a block or head does not exist."""
         chosen = tuple(blocks)
@@ -134,9 +148,9 @@ class Family:
             check_recordable(chosen, None if heads is None else tuple(heads), counts)
         except ValueError as error:
             raise InputError(str(error)) from None
-        recordable = watched(self.joint)
         for i, block in enumerate(self.blocks):
-            self.attention_of(block).set_processor(recordable((i, self._tap)) if i in chosen else self.joint())
+            joint = self.joint_of(block)
+            self.attention_of(block).set_processor(watched(joint)((i, self._tap)) if i in chosen else joint())
 
     def geometry_of(self, size: tuple[int, int]) -> Geometry:
         """The geometry of pictures of `size` (height, width): tokens of 2 x 2 latents, packed into the channels."""

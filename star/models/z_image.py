@@ -21,9 +21,7 @@ from star.allocation.columns import TextBlock
 from star.config import PolicySettings as Settings
 from star.models.attention import JointAttention, projected, rotated
 from star.models.door import Geometry, time_of, whole_tokens
-from star.models.family import EncodedText, Family
-
-_HERE = "\N{SYMBOL FOR NULL}"  # stands for the prompt in a rendered template
+from star.models.family import EncodedText, Family, chat_frame
 
 
 def in_lines(tokens: int) -> int:
@@ -92,10 +90,8 @@ class ZImage(Family):
     @staticmethod
     def blocks_of(pipe: ZImagePipeline, settings: Settings) -> list[TextBlock]:
         """The one block, framed as the tokenizer's template renders it."""
-        asked = [{"role": "user", "content": _HERE}]
-        rendered = pipe.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-        before, after = rendered.split(_HERE)
-        return [TextBlock("qwen", pipe.tokenizer, settings.max_sequence_length, frame=(before, after))]
+        frame = chat_frame(pipe.tokenizer, thinking=True)
+        return [TextBlock("qwen", pipe.tokenizer, settings.max_sequence_length, frame=frame)]
 
     def example_text(self, batch: int) -> EncodedText:
         """Zeros of the true shapes, the longest prompts."""
