@@ -88,7 +88,7 @@ def session(config: Config, task: str, method: str) -> Session:
     check(settings, records)
     objective = make_objective(settings)
     learner = Learner(make_policy(settings, 0), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
-    return Session(settings, 0, records, learner, objective, DrawnRewards(), Processes(), lambda pictures: None)
+    return Session(settings, 0, records, learner, objective, DrawnRewards(), Processes(), lambda pictures, prompts: None)
 
 
 def measure(config: Config, task: str, methods: list[str], repeats: int, report: Report) -> None:
@@ -96,7 +96,7 @@ def measure(config: Config, task: str, methods: list[str], repeats: int, report:
     sessions = {method: session(config, task, method) for method in methods}
     operations, whole, own = {}, defaultdict(list), defaultdict(list)
     for method, made in sessions.items():
-        cost = passes(made.settings)
+        cost = passes(made.settings, made.learner.policy.model.passes)
         report.add(f"{method}: passes an image", sum(cost), "", note=f"rollout {cost[0]}, update {cost[1]}, backward {cost[2]}")
         operations[method] = count(lambda made=made: run_epoch(made, 1, first=True))
         images = made.settings.rollout.groups * made.settings.rollout.group_size

@@ -130,5 +130,5 @@ def test_a_square_has_the_key_of_its_number_and_the_evaluation_that_of_its_own_s
 @pytest.mark.parametrize("value", ["abc", "[1, 2, 3]", "0", "[64, -2]", "[]", "1.5", "[64, true]"])
 def test_what_is_no_size_is_refused(value: str) -> None:
     for key in ("policy.resolution", "evaluation.resolution"):
-        with pytest.raises(InputError, match=rf"{key}: .*(neither a number of pixels nor \[height, width\])"):
+        with pytest.raises(InputError, match=rf"{key}: .*(neither a number of pixels nor \[height, width\]|is a switch)"):
             configuration.load(trainings.ROOT / "config/miniature.yaml", [f"{key}={value}"])
