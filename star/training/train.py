@@ -139,14 +139,11 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     chosen = weightless(settings.policy)
     with torch.device("meta"):
         policy = _with_adapter(unloaded_model(chosen, settings.compute), settings, seed)
+    lines = describe(settings, processes, policy.model.passes)
     with standing_in(policy.model, settings.policy):
-        lines = [*describe(settings, processes, policy.model.passes), *describe_memory(policy, settings, processes)]
-    print(
-        *lines,
-        *describe_disk(policy, settings),
-        f"base     {configurations_of(chosen).source}: its configurations alone, no weights",
-        sep="\n",
-    )
+        lines += describe_memory(policy, settings, processes)
+    lines += describe_disk(policy, settings)
+    print(*lines, f"base     {configurations_of(chosen).source}: its configurations alone, no weights", sep="\n")
 
 
 def train(
