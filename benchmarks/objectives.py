@@ -45,13 +45,13 @@ MAPS = ((Recorder, "record"), (maps.PointMaps, "at"), (epochs, "make_maps"))  # 
 class DrawnRewards:
     """Rewards that no picture decides, so that every rollout has an advantage."""
 
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
+    def __init__(self, scorer: str) -> None:
+        self.scorer, self.rng = scorer, np.random.default_rng(0)
 
     def submit(self, pictures: list[np.ndarray], prompts: list[Prompt]) -> Future:
         """A drawn reward a picture."""
         reward, scored = self.rng.random(len(pictures)), Future()
-        scored.set_result((reward, {}))
+        scored.set_result((reward, {self.scorer: reward}))
         return scored
 
 
@@ -88,7 +88,16 @@ def session(config: Config, task: str, method: str) -> Session:
     check(settings, records)
     objective = make_objective(settings)
     learner = Learner(make_policy(settings, 0), settings.optimizer, settings.training, keeps_old="old" in objective.asks)
-    return Session(settings, 0, records, learner, objective, DrawnRewards(), Processes(), lambda pictures, prompts: None)
+    return Session(
+        settings,
+        0,
+        records,
+        learner,
+        objective,
+        DrawnRewards(next(iter(settings.reward))),
+        Processes(),
+        lambda pictures, prompts: None,
+    )
 
 
 def measure(config: Config, task: str, methods: list[str], repeats: int, report: Report) -> None:
