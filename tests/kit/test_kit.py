@@ -88,7 +88,11 @@ def test_in_the_layout_of_sd35_missing_weights_are_named_and_the_rest_is_tried(
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("star.kit.trial.OBJECTIVES", TWO_FAMILIES)
-    command = ["--config", "config/sd35-medium.yaml", "--task", "ocr", *_sets(*TINY, *SD35, f"policy.model={random_base}")]
+    words = ["OPEN", "STAR", "MILK", "EXIT", "TAXI", "BOOK", "RAIN", "GOLD"]
+    (tmp_path / "signs.txt").write_text("".join(f'a sign that says "{word}"\n' for word in words))
+    few = f"tasks.ocr.prompts={{train: {tmp_path}/signs.txt, validation: {tmp_path}/signs.txt, test: {tmp_path}/signs.txt}}"
+    command = ["--config", "config/sd35-medium.yaml", "--task", "ocr"]
+    command += _sets(*TINY, *SD35, few, f"policy.model={random_base}")
     code, found, _ = _kit(tmp_path / "kit", *command)
     trials = found["trials"]
     assert code == 1 and not trials["scorer geneval"]["fine"] and "scorers.geneval" in trials["scorer geneval"]["said"]
