@@ -22,13 +22,9 @@ TINY = (
 TWO_FAMILIES = ("guard", "nft")
 SD35 = (
     *("policy.resolution=64", "policy.max_sequence_length=16", "policy.precision=float32", "policy.device=cpu"),
-    *(
-        "scorers.device=cpu",
-        "scorers.workers=0",
-        "scorers.ocr={engine: rapidocr, mode: line, size: 64}",
-        "prompts.ocr=generated",
-    ),
-    *("allocation.blocks=[1]", "scorers.diversity=pixels"),
+    *("scorers.device=cpu", "scorers.workers=0", "prompts.ocr=generated", "allocation.blocks=[1]"),
+    "tasks.ocr.reward={pickscore: 1.0}",  # nothing can be read in random pictures
+    *(f"scorers.pickscore.{part}=resources/miniature/pickscore" for part in ("model", "processor")),
 )
 
 
