@@ -22,13 +22,9 @@ TINY = (
 TWO_FAMILIES = ("guard", "nft")
 SD35 = (
     *("policy.resolution=64", "policy.max_sequence_length=16", "policy.precision=float32", "policy.device=cpu"),
-    *(
-        "scorers.device=cpu",
-        "scorers.workers=0",
-        "scorers.ocr={engine: rapidocr, mode: line, size: 64}",
-        "prompts.ocr=generated",
-    ),
-    *("allocation.blocks=[1]", "scorers.diversity=pixels"),
+    *("scorers.device=cpu", "scorers.workers=0", "prompts.ocr=generated", "allocation.blocks=[1]"),
+    "tasks.ocr.reward={pickscore: 1.0}",  # nothing can be read in random pictures
+    *(f"scorers.pickscore.{part}=resources/miniature/pickscore" for part in ("model", "processor")),
 )
 
 
@@ -86,7 +82,11 @@ def test_in_the_layout_of_sd35_missing_weights_are_named_and_the_rest_is_tried(
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("star.kit.trial.OBJECTIVES", TWO_FAMILIES)
-    command = ["--config", "config/sd35-medium.yaml", "--task", "ocr", *_sets(*TINY, *SD35, f"policy.model={random_base}")]
+    words = ["OPEN", "STAR", "MILK", "EXIT", "TAXI", "BOOK", "RAIN", "GOLD"]
+    (tmp_path / "signs.txt").write_text("".join(f'a sign that says "{word}"\n' for word in words))
+    few = f"tasks.ocr.prompts={{train: {tmp_path}/signs.txt, validation: {tmp_path}/signs.txt, test: {tmp_path}/signs.txt}}"
+    command = ["--config", "config/sd35-medium.yaml", "--task", "ocr"]
+    command += _sets(*TINY, *SD35, few, f"policy.model={random_base}")
     code, found, _ = _kit(tmp_path / "kit", *command)
     trials = found["trials"]
     assert code == 1 and not trials["scorer geneval"]["fine"] and "scorers.geneval" in trials["scorer geneval"]["said"]
