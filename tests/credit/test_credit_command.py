@@ -57,7 +57,8 @@ def test_it_writes_tables_and_a_figure(measured: Path) -> None:
     assert steps.groupby("allocation")["weight_equal_noise"].mean().round(6).eq(1).all()
     assert list(octiles["octile"]) == list(range(1, 9)) and octiles["signal"].sum() == pytest.approx(1, rel=1e-3)
     page = (measured / "credit.md").read_text(encoding="utf-8")
-    assert "the policy gradient" in page and "## One step alone" in page and "not measurable" in page
+    assert "the policy gradient" in page and ("## One step alone" in page) == bool(scalar["measurable"])
+    assert ("nothing is measurable yet" in page) == (not scalar["measurable"]) and "| own " in page
     assert (measured / "credit.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
