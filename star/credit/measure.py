@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from star import code
 from star.config import Allocation, RunSettings
-from star.config.key import digest, weights_digest
+from star.config.key import counted, digest, weights_digest
 from star.credit.allocations import OCTILE, SCALAR, look, looks
 from star.credit.gradients import OCTILES, gradients, steps_of
 from star.credit.projection import Projection
@@ -155,7 +155,7 @@ def _begin(measurement: Measurement, out: Path) -> None:
     known = about(out) if file.exists() else {"key": key, "allocations": {}}
     if known["key"] != key:
         raise InputError(f"{file}: the folder has a measurement of other settings, prompts or weights; name another --out")
-    own = {name: allocation.model_dump(mode="json") for name, allocation in measurement.allocations.items()}
+    own = {name: counted(allocation) for name, allocation in measurement.allocations.items()}
     for name in own.keys() & known["allocations"]:
         if own[name] != known["allocations"][name]:
             raise InputError(f"{file}: `{name}` was measured with other settings; give it another name, or name another --out")

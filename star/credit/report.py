@@ -40,6 +40,7 @@ _COLUMNS = {  # and their headings
     "bias": "bias",
     "measurable": "measurable",
 }
+_RATIOS = ("signal", "efficiency", "same_steps", "gain", "bias")  # to the scalar objective's signal
 _PLACES = {name: 3 if name == "cosine" else 2 for name in list(_COLUMNS)[1:-1]}
 
 
@@ -121,20 +122,29 @@ def _page(what: dict, table: pd.DataFrame, steps: pd.DataFrame, *, octiles: pd.D
             "to a measurable signal."
         )
     parts.append(_NOTES)
+    told = bool(scalar.loc["equal", "measurable"])  # else ratios to the scalar signal mean nothing
     for rule, heading in _HEADINGS.items():
         rows = table[table["steps"] == rule].assign(measurable=lambda t: np.where(t["measurable"], "yes", _UNDEFINED))
-        chosen = {key: name for key, name in _COLUMNS.items() if rule != "equal" or key != "same_steps"}
+        chosen = {
+            key: name
+            for key, name in _COLUMNS.items()
+            if (rule != "equal" or key != "same_steps") and (told or key not in _RATIOS)
+        }
         parts += [f"## {heading}", markdown(_readable(rows, chosen, _PLACES))]
     alone = steps[steps["allocation"] == SCALAR]
-    shares = _readable(alone, {"step": "step", "signal": "share of the signal", "noise": "share of the noise"}, _SHARES)
+    shares = {"step": "step"} | ({"signal": "share of the signal"} if told else {}) | {"noise": "share of the noise"}
     parts += [
         "## Steps of the scalar objective",
-        markdown(shares.assign(**{rule: alone[f"weight_{rule}"].map("{:.3f}".format).to_numpy() for rule in WEIGHTINGS[1:]})),
+        markdown(
+            _readable(alone, shares, _SHARES).assign(
+                **{rule: alone[f"weight_{rule}"].map("{:.3f}".format).to_numpy() for rule in WEIGHTINGS[1:]}
+            )
+        ),
         "The last two columns are the weights of the steps, of mean one, from all batches.",
-        "## One step alone: efficiency towards its own true gradient",
-        markdown(_by_step(steps)),
     ]
-    if len(octiles):
+    if told:
+        parts += ["## One step alone: efficiency towards its own true gradient", markdown(_by_step(steps))]
+    if told and len(octiles):
         columns = {"octile": "eighth of the places", "signal": "share of the signal", "noise": "share of the noise"}
         parts += [
             f"## Places, by the weight of the map of {octiles['allocation'].iloc[0]} (1: least)",
@@ -181,6 +191,8 @@ def figure(table: pd.DataFrame, what: dict) -> Figure:
             label = {"label": rule} if first == 0 else {}
             dot_across(axes, names.index(row["allocation"]) + 0.22 * (n - 1), limits, **style, **label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("efficiency: times fewer rollouts than the scalar objective with equal steps")
     if axes.get_legend_handles_labels()[0]:
         legend(drawn, [axes])

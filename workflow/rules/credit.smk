@@ -16,7 +16,7 @@ rule credit_task:
     benchmark:
         f"{BENCHMARKS}/credit/{{task}}.tsv"
     params:
-        settings_keys=lambda wildcards: [key.training_key(run_settings(CONFIG, wildcards.task, m)) for m in methods_of(CONFIG, wildcards.task)],
+        measured_of=lambda wildcards: [key.training_key(run_settings(CONFIG, wildcards.task, m)) for m in methods_of(CONFIG, wildcards.task)],
         config=RESOLVED,
         out=str(CREDIT),
     threads: 8 if GPUS else 1
