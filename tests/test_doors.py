@@ -242,9 +242,10 @@ def test_an_arrow_upwards_and_a_circle_are_seen() -> None:
 def private(source: str) -> list[str]:
     """The names with one leading underscore that a test takes from elsewhere, with their lines.
 
-    A class's own (`self._x`) are no one else's. `_replace` and the like belong to what a named tuple offers in public.
+    A class's own (`self._x`) are no one else's. `_replace` and the like belong to what a named tuple offers in public; the
+    packing of FLUX.2's latents is diffusers', which has no public name for it.
     """
-    offered = {"_replace", "_asdict", "_fields", "_make"}
+    offered = {"_replace", "_asdict", "_fields", "_make", "_patchify_latents", "_unpatchify_latents"}
 
     def hidden(name: str) -> bool:
         return name.startswith("_") and not name.startswith("__") and name not in offered

@@ -36,6 +36,7 @@ def _start(
 ) -> subprocess.Popen:
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` around the tests would be inherited
         before()
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

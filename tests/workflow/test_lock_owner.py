@@ -15,12 +15,19 @@ from toy import Toy
 from star import lock_owner
 
 
+def _in_a_terminal() -> None:
+    """Signals as a terminal leaves them; `nohup` around the tests would be inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _killed(toy: Toy) -> tuple[subprocess.Popen, int]:
     """A snakemake whose terminal was closed in its first training, which lives on; and that training's process."""
     (toy.folder / "wait").touch()
     out, pid = (toy.folder / "said.txt").open("w"), toy.folder / "training.pid"
     command = toy.command("--cores", "1", "--until", "train")
-    process = subprocess.Popen(command, cwd=toy.folder, stdout=out, stderr=out, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=toy.folder, stdout=out, stderr=out, start_new_session=True, preexec_fn=_in_a_terminal
+    )
     deadline = time.monotonic() + 90
     while not (pid.exists() and pid.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, (toy.folder / "said.txt").read_text()
