@@ -1,18 +1,20 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only (PORT=5000)
 # make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked; none are collected at full strength yet
-# make kit CONFIG=... TASK=...   everything tried small on this machine, one file to send back (docs/kit.md)
+# make kit CONFIG=... TASK=...   everything tried small on this machine, one file to send back (docs/run/kit.md)
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
-# make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
+# make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/results/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
 # make test-families   every model family as the workflow, killed once and resumed, and the presets' plans; minutes, not part of `make test`
 # make test-browser   the MLflow pages and the page of `star compare` in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
+# make docs      the documentation as a site in build/docs; a link that leads nowhere stops it
+
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(p))))
-CONFIG ?= config/miniature$(if $(QUICK),-quick).yaml
+CONFIG ?= config/first-run$(if $(QUICK),-quick).yaml
 CORES ?= all
 PORT ?= 5000
 EVIDENCE ?= docs/results/evidence
@@ -20,7 +22,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-families test-browser bench lint ui report schema kit
+.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-families test-browser bench lint ui report schema docs kit
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -67,7 +69,7 @@ test-browser: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
 
 bench: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training --out docs/benchmarks/miniature
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training --out docs/results/benchmarks/miniature
 
 lint: install
 	$(BIN)/ruff check .
@@ -83,5 +85,11 @@ kit: install
 report: install
 	@page=$$($(RESULTS))/report.html && $(BIN)/star report --config $(CONFIG) --out $$page && echo "Open $$page"
 
-schema: install # after a change of star/config: the JSON schema and the tables of keys in config/README.md
+docs: install
+	@$(BIN)/python -c 'import sphinx, myst_parser, furo, sphinxcontrib.mermaid' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
+schema: install # after a change of star/config: the JSON schema, and the reference pages of keys and of the command line
 	$(BIN)/python -m star.config.reference
+	$(BIN)/python -m star.reference

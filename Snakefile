@@ -1,4 +1,4 @@
-"""From prompts to tables. `snakemake --cores all` runs config/miniature.yaml; `--configfile` takes another one whole."""
+"""From prompts to tables. `snakemake --cores all` runs config/first-run.yaml; `--configfile` takes another one whole."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ import star.config  # by its full name: Snakemake has a `config` of its own, whi
 import star.lock_owner
 from star.errors import InputError
 
-CONFIG_FILES = workflow.config_settings.configfiles or [Path("config/miniature.yaml")]
+CONFIG_FILES = workflow.config_settings.configfiles or [Path("config/first-run.yaml")]
 try:
     CONFIG = star.config.load(CONFIG_FILES, workflow.config_settings.config)
 except InputError as error:

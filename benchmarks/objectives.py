@@ -1,6 +1,7 @@
 """What an epoch of every objective costs, with and without maps: passes, counted operations, processor seconds.
 
-    python -m benchmarks.objectives --config config/experiments/objectives-miniature.yaml --out docs/benchmarks/objectives
+    python -m benchmarks.objectives --config config/experiments/objectives-miniature.yaml \\
+        --out docs/results/benchmarks/objectives
 
 A turn is one epoch of every method of the experiment, in rotating order, on one policy each. Rewards are drawn, so all rollouts
 have an advantage, and no scoring is in the seconds. Seconds are the process's own (`time.process_time`), which other work on

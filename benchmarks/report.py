@@ -58,7 +58,7 @@ class Report:
         spread = "" if interval is None else f" [{low:.3f}, {high:.3f}]"
         self.say(f"{name:<44} {value:>10.4g}{spread} {unit}" + (f"  ({note})" if note else ""))
         if self.out is not None:
-            _write(self.out.with_name(f"{self.out.name}.md"), self.markdown())
+            _write(self.out.with_name(f"{self.out.name}.md"), f"# Benchmark `{self.out.name}`\n\n{self.markdown()}")
             numbers = {"about": self.about, "numbers": self.rows}
             _write(self.out.with_name(f"{self.out.name}.json"), json.dumps(numbers, indent=1, allow_nan=False) + "\n")
 

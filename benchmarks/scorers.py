@@ -2,11 +2,11 @@
 
     python -m benchmarks.scorers [--images 96] [--true-size 2] [--epochs 4]
 
-Prints the tables of docs/scorers.md in Markdown. Scorers run in one thread, as in the workers of a training. The miniature's
-run on rendered pictures of its test prompts. The published models are built at their true size with random weights (no result
-means anything, the work is the same) and go through the same loaders; --true-size 0 leaves them out, each needs up to 8 GB of
-memory and 2 GB under TMPDIR. The share is measured in epochs of `star` that do the same work three times: the sampling waits
-for every score, a thread scores beside it (scorers.workers 0), a process does (1). Source: ours.
+Prints the tables of docs/reference/scorers.md in Markdown. Scorers run in one thread, as in the workers of a training.
+The miniature's run on rendered pictures of its test prompts. The published models are built at their true size with random
+weights (no result means anything, the work is the same) and go through the same loaders; --true-size 0 leaves them out, each
+needs up to 8 GB of memory and 2 GB under TMPDIR. The share is measured in epochs of `star` that do the same work three times:
+the sampling waits for every score, a thread scores beside it (scorers.workers 0), a process does (1). Source: ours.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The measurements of benchmarks/training.py, what is quick first, each reported as soon as it is known.
 
-docs/benchmarks.md says what each number means. Source: ours.
+docs/results/benchmarks.md says what each number means. Source: ours.
 """
 
 import time

@@ -6,7 +6,7 @@
                                                                        # the same code on a small machine
 
 Epochs of the scalar method, STAR and plain Flow-GRPO (flow_grpo.py) take turns; a pair is two epochs of the same turn.
-Source: ours; docs/benchmarks.md says what each number means.
+Source: ours; docs/results/benchmarks.md says what each number means.
 """
 
 import argparse

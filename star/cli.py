@@ -248,7 +248,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     stage.run(configuration.load(args.config, args.set), args.out, args.work, args.recipe)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of `star STAGE`."""
     parser = argparse.ArgumentParser(prog="star", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
@@ -303,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument(
         "--images", type=Path, nargs="+", help="folders in GenEval's layout, or flat ones of pictures (with --prompts)"
     )
-    s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/scorers.md)")
+    s.add_argument("--prompts", type=Path, help="prompts of the pictures: .txt, or JSON lines (docs/reference/scorers.md)")
     s.add_argument("--detections", type=Path, metavar="FILE", help="judge GenEval's result lines again instead of pictures")
     s.add_argument("--out", type=Path, nargs="+", required=True, help="a file for each folder of images")
     s.add_argument("--guards", type=Path, nargs="+", help="also measure the collapse guards into these JSON files")
@@ -379,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     quiet_libraries()
     _print_anything()
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         declare_torchvision()
         _require_places(args)

@@ -152,6 +152,7 @@ FLOORS = (
     ("training", "credit", "sampling", "analysis", "report", "evidence", "compare", "export", "doctor", "tracking"),
     ("pretraining", "kit"),
     ("cli",),
+    ("reference",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

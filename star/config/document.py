@@ -74,7 +74,7 @@ def read(path: Path) -> Document:
         raise InputError(f"{path}: cannot be read ({error})") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise InputError(f"{path}: a configuration is a mapping of sections; see config/README.md")
+        raise InputError(f"{path}: a configuration is a mapping of sections; see docs/reference/config.md")
     return document
 
 

@@ -282,7 +282,7 @@ def _first(error: ValidationError) -> tuple[tuple, str]:
     if keys[:1] == ("objective",):
         keys = (keys[0], *keys[2:])  # behind it stands which objective
     if e["type"] == "extra_forbidden":
-        message = "no such key; see config/README.md"
+        message = "no such key; see docs/reference/config.md"
     known = ", ".join(OBJECTIVES)
     if e["type"] == "union_tag_invalid":
         keys, message = ("objective", "name"), f"no objective {e['ctx']['tag']!r}; there are {known}"

@@ -1,4 +1,4 @@
-"""`make schema`: the tables of keys in config/README.md and the JSON schema, written from the fields of the classes."""
+"""`make schema`: the tables of keys in docs/reference/config.md and the JSON schema, written from the fields of the classes."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def _default(field: FieldInfo) -> str:
 def main() -> None:
     root = Path(__file__).parents[2]
     write_text(root / "workflow/schemas/config.schema.json", json_schema())
-    readme = root / "config/README.md"
+    readme = root / "docs/reference/config.md"
     write_text(readme, page(readme.read_text(encoding="utf-8")))
 
 

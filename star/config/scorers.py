@@ -33,7 +33,7 @@ class Geneval(Section):
     detector: Literal["miniature", "mask2former", "mmdet"] = Field(
         "mask2former",
         description="`mask2former` (transformers), `mmdet` (the benchmark's own weights, in the environment `envs/mmdet.yaml`) "
-        "or `miniature` (analytic, sees miniature scenes only); [docs/scorers.md](../docs/scorers.md) compares them",
+        "or `miniature` (analytic, sees miniature scenes only); [docs/reference/scorers.md](scorers.md) compares them",
     )
     model: Place = Field(
         "facebook/mask2former-swin-small-coco-instance",
@@ -43,7 +43,7 @@ class Geneval(Section):
     revision: str | None = Field(
         None,
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks "
-        "([docs/weights.md](../docs/weights.md)); a folder needs none",
+        "([docs/run/weights.md](../run/weights.md)); a folder needs none",
     )
     size: Positive = Field(
         800,
@@ -139,7 +139,7 @@ class Imagereward(Section):
     model: Place | None = Field(
         None,
         description="folder or hub repository of ImageReward's weights under the names of transformers' BLIP, in safetensors, "
-        "and its tokenizer ([docs/scorers.md](../docs/scorers.md))",
+        "and its tokenizer ([docs/reference/scorers.md](scorers.md))",
     )
     revision: str | None = Field(None, description="commit of the hub repository, or none to lock it by `star fetch`")
     precision: Precision = Field("float32", description="inside the model; rewards stay float32")
@@ -187,7 +187,7 @@ class Judge(Remote):
 
     model: str = Field(description="the model's name at the endpoint")
     question: str | None = Field(
-        None, description="what is asked, `{prompt}` for the prompt; none takes the question of docs/scorers.md"
+        None, description="what is asked, `{prompt}` for the prompt; none takes the question of docs/reference/scorers.md"
     )
     max_tokens: Positive = Field(512, description="longest reply")
 

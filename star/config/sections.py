@@ -1,4 +1,4 @@
-"""The sections of a configuration but for objective and scorers; the fields' descriptions are config/README.md's tables."""
+"""The sections of a configuration but for objective and scorers; the fields' descriptions are tables of docs/reference."""
 
 from typing import Annotated, Any, Literal
 
@@ -47,7 +47,7 @@ class Lora(Section):
     targets: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="ends of module names that get an adapter; each must match a module. none: those of the base's family "
-        "([docs/models.md](../docs/models.md)), of Stable Diffusion 3 the eight joint-attention projections",
+        "([docs/models.md](../models.md)), of Stable Diffusion 3 the eight joint-attention projections",
     )
 
 
@@ -56,12 +56,12 @@ class PolicySettings(Section):
 
     model: Place = Field(
         description="folder of a diffusers pipeline, or a hub repository; which families can be trained: "
-        "[docs/models.md](../docs/models.md)"
+        "[docs/models.md](../models.md)"
     )
     revision: str | None = Field(
         None,
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
-        "`config/weights.lock.json` ([docs/weights.md](../docs/weights.md)); a folder needs none",
+        "`config/weights.lock.json` ([docs/run/weights.md](../run/weights.md)); a folder needs none",
     )
     resolution: Resolution = Field(
         description="size of the images, pixels: one number for squares, or `[height, width]`; multiples of the base's patches"
@@ -160,7 +160,7 @@ class Training(Section):
         description="how the rewards of several scorers become one advantage: of their weighted `sum`; of the weighted sum of "
         "`standardised` rewards, each over its deviation in the epoch, so that a reward of small spread counts as one of large "
         "spread; or the weighted mean of their `advantages`, each made by the objective's own rule "
-        "([docs/objectives.md](../docs/objectives.md))",
+        "([docs/objectives.md](../objectives.md))",
     )
     max_kl: float | None = Field(
         None,
@@ -338,7 +338,7 @@ class Tracking(Section):
     live: bool = Field(
         True,
         description="send metrics and pictures to MLflow while the training goes on: to `MLFLOW_TRACKING_URI`, or to "
-        "`<results>/mlflow.db` where that lies on a local disk ([docs/tracking.md](../docs/tracking.md))",
+        "`<results>/mlflow.db` where that lies on a local disk ([docs/run/tracking.md](../run/tracking.md))",
     )
     every: Positive = Field(
         10, description="epochs between pictures; the untrained model and tested checkpoints always have some"
@@ -353,7 +353,7 @@ class PromptFiles(Section):
     """The prompts of a task: a set of the world, and files of one's own that stand for its splits."""
 
     set: str | None = Field(None, description="set of the world, for the splits without a file")
-    train: Place | None = Field(None, description="file of training prompts ([docs/extend.md](../docs/extend.md))")
+    train: Place | None = Field(None, description="file of training prompts ([docs/extend/index.md](../extend/index.md))")
     validation: Place | None = Field(None, description="file of validation prompts")
     test: Place | None = Field(None, description="file of test prompts")
 
@@ -372,11 +372,11 @@ class TaskSettings(Section):
     prompts: Annotated[PromptFiles, BeforeValidator(_prompt_files, json_schema_input_type=str | PromptFiles)] = Field(
         description="a set of the world (`coco`: `geneval`, `ocr`, `pickscore`; `miniature`: `shapes`, `letters`, "
         "`preference`, `binding`, `positions`, `small`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; "
-        "`set` beside them names the set of the other splits ([docs/extend.md](../docs/extend.md))"
+        "`set` beside them names the set of the other splits ([docs/extend/index.md](../extend/index.md))"
     )
     reward: Reward = Field(
         description="mapping from scorer to weight; the reward is the weighted sum. A scorer is `geneval`, `ocr`, `pickscore` "
-        "or `module:function`, your own ([docs/extend.md](../docs/extend.md))"
+        "or `module:function`, your own ([docs/extend/index.md](../extend/index.md))"
     )
     report: Annotated[list[Scorer], Field(min_length=1)] = Field(
         default_factory=_rewarded,

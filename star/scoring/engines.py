@@ -149,8 +149,7 @@ def easyocr_models(weights: str | None) -> list[tuple[Path, str]]:
         from easyocr.config import MODULE_PATH, detection_models, recognition_models
     except ModuleNotFoundError as error:
         raise InputError(
-            f"scorers.ocr.engine: easyocr needs the package {error.name}; install the extra `easyocr` (docs/scorers.md), "
-            "or use rapidocr"
+            f"scorers.ocr.engine: easyocr needs the package {error.name}; install the extra `easyocr`, or use rapidocr"
         ) from None
     models = (detection_models["craft"], recognition_models["gen2"]["english_g2"])
     return [(Path(weights or Path(MODULE_PATH, "model"), model["filename"]), model["url"]) for model in models]

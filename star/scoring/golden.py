@@ -123,6 +123,6 @@ def _portrait() -> Path:
     path = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
     if not path.is_file():
         raise InputError(
-            f"the golden picture {path} is missing; install matplotlib from PyPI, or give your own (docs/scorers.md)"
+            f"the golden picture {path} is missing; install matplotlib from PyPI, or give your own (docs/reference/scorers.md)"
         )
     return path

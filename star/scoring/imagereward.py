@@ -1,7 +1,7 @@
 """ImageReward (arXiv 2304.05977): how well people would like a picture for its prompt, by a BLIP whose text looks at it.
 
 Its authors publish a pickle for their own copy of BLIP, whose package needs a transformers of 2023. This scorer reads the same
-weights under the names of transformers' BLIP, in safetensors (docs/scorers.md has the map of names).
+weights under the names of transformers' BLIP, in safetensors (docs/reference/scorers.md has the map of names).
 
 Shape suffixes: B pictures, N patches, L text tokens, D features.
 """

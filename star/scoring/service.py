@@ -2,7 +2,7 @@
 
 One POST of JSON a batch, `{"images": [PNG in base64, ...], "records": [prompt records, ...]}`; the answer is
 `{"scores": [a number a picture], "rewards": [the same, optional], "fingerprint": "what scored, optional"}`. A request without
-pictures comes first and asks whether the service is there. docs/scorers.md has an example.
+pictures comes first and asks whether the service is there. docs/reference/scorers.md has an example.
 """
 
 import math

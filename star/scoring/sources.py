@@ -89,7 +89,7 @@ def hpsv2_model(scorers: Scorers) -> Source:
     if scorers.hpsv2.model is None:
         raise InputError(
             "scorers.hpsv2.model: name a folder or repository with HPSv2's weights as a transformers CLIPModel; its authors "
-            "publish them for open_clip only (docs/scorers.md)"
+            "publish them for open_clip only (docs/reference/scorers.md)"
         )
     return Source("scorers.hpsv2.model", scorers.hpsv2.model, scorers.hpsv2.revision, ("model",))
 
@@ -105,7 +105,7 @@ def imagereward(scorers: Scorers) -> Source:
     if scorers.imagereward.model is None:
         raise InputError(
             "scorers.imagereward.model: name a folder or repository with ImageReward's weights under transformers' names of "
-            "BLIP; its authors publish a pickle for their own package only (docs/scorers.md)"
+            "BLIP; its authors publish a pickle for their own package only (docs/reference/scorers.md)"
         )
     return Source("scorers.imagereward.model", scorers.imagereward.model, scorers.imagereward.revision, ("model", "tokenizer"))
 

@@ -317,7 +317,7 @@ def test_the_schema_file_is_the_one_of_the_classes_and_refuses_unknown_keys(data
 
 
 def test_the_reference_page_has_every_key_as_it_is() -> None:
-    text = (ROOT / "config/README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/config.md").read_text(encoding="utf-8")
     assert text == page(text), "write it again: make schema"
     for name, objective in OBJECTIVES.items():
         table = text.partition(f"### `objective: {{name: {name}}}`")[2].partition("\n#")[0]
@@ -330,7 +330,7 @@ def test_the_reference_page_has_every_key_as_it_is() -> None:
 def test_every_dependency_has_a_reason_and_the_conda_environments_the_same_lists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
-    text = (ROOT / "docs/dependencies.md").read_text()
+    text = (ROOT / "docs/reference/dependencies.md").read_text()
     assert set(re.findall(r"^\| ([\w-]+) \| ", text, re.MULTILINE)) - {"package"} == names
     for requirement in itertools.chain(*project["optional-dependencies"].values()):
         assert re.match(r"[\w-]+", requirement)[0] in text

@@ -247,8 +247,9 @@ def test_the_configurations_answer_every_question():
 
 
 def test_the_wrong_block_is_the_one_that_localises_worst():
-    """By the table of docs/miniature.md, which was measured on the embedded base."""
-    rows = re.findall(r"^\| shapes \| (\d) \|((?: \d\.\d+ \|){8})$", Path("docs/miniature.md").read_text(), re.MULTILINE)
+    """By the table of docs/results/miniature.md, which was measured on the embedded base."""
+    page = Path("docs/results/miniature.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| shapes \| (\d) \|((?: \d\.\d+ \|){8})$", page, re.MULTILINE)
     mean = {int(block): sum(float(x) for x in gains.split("|")[:-1]) / 8 for block, gains in rows}
     assert len(mean) == 4
     settings = {name: run_settings(load(CONFIG), "shapes", name).allocation.blocks for name in ("star", "wrong_block")}

@@ -1,4 +1,4 @@
-"""What docs/extend.md says, done: a user's reward, prompts and base, each by one file and a few lines of configuration."""
+"""What docs/extend says, done: a user's reward, prompts and base, each by one file and a few lines of configuration."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _config(mine: Path, base: Path, reward: dict, workers: int = 0) -> Path:
-    """The lines of docs/extend.md in a copy of config/miniature.yaml."""
+    """The lines of docs/extend/index.md in a copy of config/miniature.yaml."""
     config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
     prompts = {"train": "train.txt", "test": "test.txt", "set": "preference"}
     config["tasks"] = {"mine": {"prompts": prompts, "reward": reward}}

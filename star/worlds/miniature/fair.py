@@ -1,8 +1,8 @@
 """Prompt sets on which allocation can show what it is worth: what fails there is in the picture, not missing from it. Ours.
 
 `binding`: two objects of two colours; the base draws as many, and gives them wrong shapes or colours. `positions`: the same
-with a relation. `small`: only the thin object of two is judged; the other is a distractor. docs/miniature.md has the base's
-failures, and what was tried besides. Contents (objects and colours, in whatever order) of one split are in no other.
+with a relation. `small`: only the thin object of two is judged; the other is a distractor. docs/results/miniature.md has the
+base's failures, and what was tried besides. Contents (objects and colours, in whatever order) of one split are in no other.
 """
 
 from collections.abc import Callable
