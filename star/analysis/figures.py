@@ -71,8 +71,8 @@ def learning_curves(config: Config, scores: pd.DataFrame, metrics: pd.DataFrame)
     caption(
         figure,
         f"Learning curves, {config.experiment}, {seeds(config)}. Above: mean reward of the images sampled for "
-        "training, with noise (SDE); thin line and band: each epoch and its 95 % interval, 1.96 reward_std / sqrt(n), which "
-        "treats the images as independent; thick line: running mean. Below: test score of the checkpoints, sampled without "
+        "training, as the objective samples them; thin line and band: each epoch and its 95 % interval, 1.96 reward_std / "
+        "sqrt(n), which treats the images as independent; thick line: running mean. Below: test score of the checkpoints, sampled without "
         f"noise (ODE) from EMA weights; bars: {_INTERVAL}; markers of the same epoch are moved apart.",
     )
     return figure
