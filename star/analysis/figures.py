@@ -70,10 +70,10 @@ def learning_curves(config: Config, scores: pd.DataFrame, metrics: pd.DataFrame)
     legend(figure, axes[1])
     caption(
         figure,
-        f"Learning curves, {config.experiment}, {seeds(config)}. Above: mean reward of the images sampled for "
-        "training, as the objective samples them; thin line and band: each epoch and its 95 % interval, 1.96 reward_std / "
-        "sqrt(n), which treats the images as independent; thick line: running mean. Below: test score of the checkpoints, sampled without "
-        f"noise (ODE) from EMA weights; bars: {_INTERVAL}; markers of the same epoch are moved apart.",
+        f"Learning curves, {config.experiment}, {seeds(config)}. Above: mean reward of the images sampled for training, as the "
+        "objective samples them; thin line and band: each epoch and its 95 % interval, 1.96 reward_std / sqrt(n), which treats "
+        "the images as independent; thick line: running mean. Below: test score of the checkpoints, sampled without noise "
+        f"(ODE) from EMA weights; bars: {_INTERVAL}; markers of the same epoch are moved apart.",
     )
     return figure
 
