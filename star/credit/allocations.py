@@ -97,13 +97,16 @@ def chosen(known: dict[str, Allocation], names: Sequence[str], allocation: Alloc
 def _spoken(name: str, said: str, allocation: Allocation) -> Allocation:
     try:
         changes = yaml.safe_load(said)
-        return Allocation(**{**allocation.model_dump(), "source": "attention", **changes, "time": "equal"})
+        spoken = Allocation(**{**allocation.model_dump(), "source": "attention", **changes, "time": "equal"})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(f"--allocations {name}: allocation.{key}: {first['msg'].removeprefix('Value error, ')}") from None
     except (yaml.YAMLError, TypeError):
         raise InputError(f"--allocations {name}: {said!r} is no mapping; write {name}={{sharpness: 1}}") from None
+    if spoken.source == "none":
+        raise InputError(f"--allocations {name}: source: none is the scalar objective, which is always measured")
+    return spoken
 
 
 def without_twins(allocations: dict[str, Allocation]) -> dict[str, Allocation]:

@@ -112,6 +112,7 @@ def test_the_policy_may_have_an_adapter(random_base: Path, star_run: Path, tmp_p
     [
         ((), ("nowhere",), "--allocations nowhere: not known; there are scalar, star, random, "),
         ((), ("x={sharpness: -1}",), "--allocations x: allocation.sharpness: "),
+        ((), ("x={source: none}",), "--allocations x: source: none is the scalar objective"),
         ((), ("x=[1]",), "--allocations x: '[1]' is no mapping"),
         ((), ("a/b={sharpness: 2}",), "--allocations a/b: "),
         ((), ("inverse", "own={sharpness: 2}"), "`own` was measured with other settings"),
