@@ -1,11 +1,13 @@
 # make reproduce   everything from nothing: prompts, training, sampling, scoring, tables   (QUICK=1: a few minutes)
 # make test        the tests            make ui      compare runs in MLflow, on this machine only (PORT=5000)
 # make evidence    tables and figures from the collected runs in $(EVIDENCE)/data, without training, and the page that quotes them checked; none are collected at full strength yet
+# make kit CONFIG=... TASK=...   everything tried small on this machine, one file to send back (docs/kit.md)
 # make lint        ruff                 make report  one HTML page of the results
 # make test-slurm  the pipeline on a real SLURM of two nodes, both here; needs slurm-wlm and munge (apt), so not part of `make test`
 # make test-easyocr   EasyOCR itself, in an environment of its own (.venv-easyocr); not part of `make test`
 # make bench       what training costs: parts, STAR over scalar, plain Flow-GRPO, matrix rate; minutes (docs/benchmarks.md)
 # make test-kill   trainings killed at 24 random moments, each resumed and compared; some minutes, not part of `make test`
+# make test-families   every model family as the workflow, killed once and resumed, and the presets' plans; minutes, not part of `make test`
 # make test-browser   the MLflow pages and the page of `star compare` in Debian's chromium, screenshots in results/screenshots; not part of `make test`
 
 SHELL := /bin/bash
@@ -18,7 +20,7 @@ BIN := .venv/bin
 RESULTS = $(BIN)/python -c "from star.config import load; c = load('$(CONFIG)'); print(c.results + '/' + c.experiment)"
 STAMP := .venv/installed
 
-.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-browser bench lint ui report schema
+.PHONY: install reproduce evidence test test-slurm test-easyocr test-kill test-families test-browser bench lint ui report schema kit
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -34,10 +36,9 @@ $(STAMP): pyproject.toml
 reproduce: install
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@results=$$($(RESULTS)) && echo && cat $$results/tables/main.md && echo && \
-	echo "Tables   $$results/tables/" && \
-	echo "Figures  $$results/figures/" && \
-	echo "Maps     $$results/<task>/star/seed0/maps/maps.svg" && \
-	echo "Next     make ui (compare runs in MLflow), make report$(if $(QUICK), QUICK=1) (one page)"
+	echo "Look     $$results/report.html (one page: pictures, curves, tables, maps)" && \
+	echo "Before and after   $$results/figures/samples.svg" && \
+	echo "Next     make ui (compare runs in MLflow), docs/tutorial.md (your own reward and prompts)"
 
 evidence: install
 	$(BIN)/star evidence --config config/experiments/evidence-miniature.yaml --data $(EVIDENCE)/data --out $(EVIDENCE) --check $(EVIDENCE).md
@@ -58,6 +59,9 @@ test-easyocr:
 test-kill: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rP tests/kill
 
+test-families: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/families_workflow
+
 test-browser: install
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { echo "make: no chromium found; install it (Debian: apt install chromium chromium-driver)" >&2; exit 2; }
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/browser
@@ -72,8 +76,12 @@ lint: install
 ui: install
 	@exec $(BIN)/star ui --config $(CONFIG) --port $(PORT)
 
+kit: install
+	@$(BIN)/star fetch --config $(CONFIG)
+	@out=$$($(RESULTS))/kit && $(BIN)/star kit --config $(CONFIG) --task $(TASK) --out $$out
+
 report: install
-	$(BIN)/snakemake --configfile $(CONFIG) --report $$($(RESULTS))/report.html
+	@page=$$($(RESULTS))/report.html && $(BIN)/star report --config $(CONFIG) --out $$page && echo "Open $$page"
 
 schema: install # after a change of star/config: the JSON schema and the tables of keys in config/README.md
 	$(BIN)/python -m star.config.reference

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 import star.config  # by its full name: Snakemake has a `config` of its own, which does not follow `extends`
+import star.lock_owner
 from star.errors import InputError
 
 CONFIG_FILES = workflow.config_settings.configfiles or [Path("config/miniature.yaml")]
@@ -14,6 +15,7 @@ try:
     CONFIG = star.config.load(CONFIG_FILES, workflow.config_settings.config)
 except InputError as error:
     raise WorkflowError(str(error)) from None
+star.lock_owner.watch(workflow)
 validate(CONFIG.model_dump(mode="json"), "workflow/schemas/config.schema.json", set_default=False)
 
 
@@ -21,6 +23,7 @@ include: "workflow/rules/common.smk"
 
 
 onstart:
+    require_places()
     write_resolved_config()
 
 
@@ -31,10 +34,12 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/maps.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/report_page.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/credit.smk"
 include: "workflow/rules/log.smk"
 include: "workflow/rules/pretrain_miniature.smk"
+include: "workflow/rules/kit.smk"
 
 
 rule all:
@@ -43,6 +48,7 @@ rule all:
     default_target: True
     input:
         rules.tables.output,
+        rules.report_page.output,
         rules.log_tables.output,
         all_prompts(),
         all_trained(),

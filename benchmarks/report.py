@@ -26,12 +26,12 @@ class Report:
     Raises InputError when `out`'s folder does not exist.
     """
 
-    def __init__(self, out: Path | None, device: torch.device) -> None:
+    def __init__(self, out: Path | None, device: torch.device, module: str = "training") -> None:
         if out is not None and not out.parent.is_dir():
             raise InputError(f"--out: the folder {out.parent} does not exist; make it first")
         self.out, self.rows = out, []
         self.about = {
-            "command": " ".join(["python", "-m", "benchmarks.training", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
             "device": device_name(device),
             "torch": torch.__version__,
             "date": datetime.now().astimezone().isoformat(timespec="minutes"),

@@ -13,7 +13,7 @@ from benchmarks import measure
 from benchmarks.measure import ImageFlops, Meter
 from benchmarks.report import Report
 from benchmarks.work import METHODS, Work
-from star.training.plan import memory_bytes
+from star.training.plan import memory_of
 
 GIB = 2**30
 FIRST = 2  # epoch of the first turn; 1 warms up
@@ -37,13 +37,12 @@ def report_memory(report: Report, work: Work) -> None:
         name, meter = f"activations, checkpointing {'on' if on else 'off'}", Meter(model.device)
         compute = settings.compute.model_copy(update={"gradient_checkpointing": on})
         with measure.checkpointing(model, on), torch.compiler.set_stance("force_eager"):
-            estimate = memory_bytes(policy, settings.model_copy(update={"compute": compute}), 1)
-            report.add(f"{name}, estimated", estimate["activations"] / GIB, "GiB", note=f"micro-batch of {batch}")
+            estimate = memory_of(policy, settings.model_copy(update={"compute": compute}), 1)
+            report.add(f"{name}, estimated", estimate.parts["activations"] / GIB, "GiB", note=f"micro-batch of {batch}")
             if compute == settings.compute:
-                report.add(
-                    "peak of training, estimated", estimate["peak"] / GIB, "GiB", note="decoder and workspaces not in it"
-                )
-            if estimate["activations"] > 0.9 * measure.free_memory(model.device):
+                peak = estimate.phases[estimate.peak]
+                report.add("peak of training, estimated", peak / GIB, "GiB", note=f"{estimate.peak}; workspaces not in it")
+            if estimate.parts["activations"] > 0.9 * measure.free_memory(model.device):
                 report.say(f"{name}: not measured, it would not fit")
                 continue
             for part in ("first", "second"):  # the first makes workspaces and room for gradients

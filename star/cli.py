@@ -1,12 +1,14 @@
 """The command line: `star STAGE`, the same words as rules and folders.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 75 asked to stop (SIGTERM) after writing a checkpoint.
+Exit codes: 0 done, 1 failed, 2 bad input, 75 a training asked to stop (SIGTERM, Ctrl-C) after writing a checkpoint, 130 any
+other stage stopped by Ctrl-C.
 """
 
 import argparse
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,10 +21,13 @@ from star.config import document, migrate
 from star.credit import commands as credit
 from star.errors import Diverged, InputError, Preempted, ScorerFailed, Stalled
 from star.export import commands as export
-from star.files import write_text
+from star.files import UNWRITABLE, require_writable, write_text
+from star.kit import commands as kit
 from star.prompts import make
 from star.prompts.record import read
 from star.runtime import declare_torchvision
+
+_WRITE_A_FILE = ("prompts", "score", "config")  # the others write a folder
 
 
 def quiet_libraries() -> None:
@@ -144,6 +149,12 @@ def _tables(args: argparse.Namespace) -> None:
     from star.analysis import write as tables
 
     tables.write(configuration.load(args.config, args.set), args.out)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from star.report import page
+
+    page.write(configuration.load(args.config, args.set), args.out)
 
 
 def _evidence(args: argparse.Namespace) -> None:
@@ -300,6 +311,9 @@ def _parser() -> argparse.ArgumentParser:
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)
 
+    s = stage("report", _report, "put pictures, curves, tables and maps on one HTML page")
+    s.add_argument("--out", type=Path, required=True, help="the page")
+
     s = stage("evidence", _evidence, "compare methods over several seeds: tables, figures and a page from collected runs")
     s.add_argument("--data", type=Path, help="folder of collected runs, small enough to keep in git")
     s.add_argument("--collect", action="store_true", help="first collect the runs that are finished into --data")
@@ -335,6 +349,9 @@ def _parser() -> argparse.ArgumentParser:
 
     stage("doctor", _doctor, "check what a configuration needs and say what to do")
 
+    kit_help = "try everything small on this machine: weights, scorers, each objective; one file to send back"
+    kit.add_arguments(stage("kit", kit.run, kit_help))
+
     compare.add_compare_arguments(stage("compare", compare.compare, "write a page for judging two folders of pictures blind"))
     compare.add_votes_arguments(stage("votes", compare.votes, "sum people's votes up: win rate, agreement, scores beside it"))
 
@@ -347,17 +364,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _require_places(args: argparse.Namespace) -> None:
+    """Raise InputError, before any work, when what a stage writes cannot be written where it is to go."""
+    folders = args.stage not in _WRITE_A_FILE or (args.stage == "score" and args.all)
+    for option, folder in (("out", folders), ("guards", False), ("work", True)):
+        given = getattr(args, option, None) or []
+        for place in given if isinstance(given, list) else [given]:
+            require_writable(place, folder)
+    if getattr(args, "collect", False) and args.data is not None:
+        require_writable(args.data, folder=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     quiet_libraries()
     _print_anything()
     args = _parser().parse_args(argv)
-    declare_torchvision()
     try:
+        declare_torchvision()
+        _require_places(args)
         return args.function(args) or 0
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        print(f"star {args.stage}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except (InputError, Diverged, ScorerFailed, Stalled, Preempted) as error:
         print(f"star {args.stage}: {error}", file=sys.stderr)
         return {InputError: 2, Diverged: 1, ScorerFailed: 1, Stalled: 1, Preempted: 75}[type(error)]
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(
+            f"star {args.stage}: {error.filename or 'a file'}: {error.strerror}; make room or name another place, and give the "
+            "same command again",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from star.files import write_text
 
 FILE = "code.txt"
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 _WITHOUT_NUMBERS = {"cli", "code", "config", "doctor", "errors", "files", "hub", "layout", "runtime", "tracking"}
 
 
@@ -58,7 +58,7 @@ def _path(name: str) -> Path | None:
     _, *parts = name.split(".")
     if parts[0] in _WITHOUT_NUMBERS:
         return None
-    place = _PACKAGE.joinpath(*parts)
+    place = PACKAGE.joinpath(*parts)
     files = (place.with_suffix(".py"), place / "__init__.py")
     return next((file for file in files if file.is_file()), None)
 

@@ -21,4 +21,4 @@ class ScorerFailed(RuntimeError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, by SIGTERM, and has written a checkpoint; the same command goes on. Exit code 75."""
+    """The run was asked to stop, by SIGTERM or Ctrl-C, and has written a checkpoint; the same command goes on. Exit code 75."""

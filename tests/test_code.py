@@ -21,7 +21,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(code, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
     return tmp_path
 
 

@@ -66,7 +66,7 @@ def session(settings: configuration.RunSettings, prompts: list[Prompt], pool: Re
     policy = trainer.make_policy(settings, 0)
     steps = measured_steps(settings, objective)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks, steps=steps)
-    return Session(settings, 0, prompts, learner, objective, pool, Processes(), lambda pictures: None)
+    return Session(settings, 0, prompts, learner, objective, pool, Processes(), lambda pictures, prompts: None)
 
 
 def with_images(config: configuration.Config, count: int) -> configuration.Config:

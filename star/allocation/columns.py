@@ -3,6 +3,7 @@
 Shapes: B batch, K padded core columns. Source: ours (docs/method.md).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,15 +37,49 @@ class CoreColumns:
         return len(self.index_BK)
 
 
-def token_columns(tokenizer: PreTrainedTokenizerFast, prompt: str, span: Span, length: int) -> list[int]:
-    """Columns of the tokens that overlap a span of `prompt`, after truncation to `length`; never a special token."""
-    tokens = tokenizer(prompt, truncation=True, max_length=length, return_offsets_mapping=True, verbose=False)
-    special = tokenizer.get_special_tokens_mask(tokens.input_ids, already_has_special_tokens=True)
-    return [
-        column
-        for column, ((left, right), is_special) in enumerate(zip(tokens["offset_mapping"], special, strict=True))
-        if not is_special and left < span.end and right > span.start and right > left
-    ]
+@dataclass(frozen=True)
+class TextBlock:
+    """A block of text columns: the tokens that one tokenizer makes of a prompt, as the encoder's template frames it.
+
+    `frame` is what the template puts before and after the prompt. Of the tokens of all, the first `dropped` have no column, and
+    at most `length` have.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerFast
+    length: int
+    frame: tuple[str, str] = ("", "")
+    dropped: int = 0
+
+    def tokens(self, prompt: str) -> list[int]:
+        """The tokens that have a column, after truncation."""
+        return self.tokenizer(self._framed(prompt), truncation=True, max_length=self._kept, verbose=False).input_ids[
+            self.dropped :
+        ]
+
+    def cut(self, prompts: Sequence[str]) -> set[int]:
+        """The places of prompts that are longer than the block."""
+        framed = [self._framed(prompt) for prompt in prompts]
+        tokens = self.tokenizer(framed, truncation=False, verbose=False).input_ids if framed else []
+        return {i for i, of_prompt in enumerate(tokens) if len(of_prompt) > self._kept}
+
+    def columns(self, prompt: str, span: Span) -> list[int]:
+        """Columns of the tokens that overlap a span of `prompt`, after truncation; never a special token, nor the frame's."""
+        framed, before = self._framed(prompt), len(self.frame[0])
+        tokens = self.tokenizer(framed, truncation=True, max_length=self._kept, return_offsets_mapping=True, verbose=False)
+        special = self.tokenizer.get_special_tokens_mask(tokens.input_ids, already_has_special_tokens=True)
+        return [
+            token - self.dropped
+            for token, ((left, right), is_special) in enumerate(zip(tokens["offset_mapping"], special, strict=True))
+            if not is_special and left < before + span.end and right > before + span.start and right > left
+        ]
+
+    @property
+    def _kept(self) -> int:
+        return self.length + self.dropped
+
+    def _framed(self, prompt: str) -> str:
+        return self.frame[0] + prompt + self.frame[1]
 
 
 def chosen_spans(prompt: Prompt, tokens: str | list[str]) -> tuple[Span, ...]:
@@ -56,17 +91,16 @@ def chosen_spans(prompt: Prompt, tokens: str | list[str]) -> tuple[Span, ...]:
     return tuple(span for span in prompt.core if span.kind in tokens)
 
 
-def cut_prompts(tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: Sequence[Prompt]) -> str | None:
-    """One line on the prompts that are longer than a tokenizer takes, and on core content that none sees; None where all fit.
+def cut_prompts(blocks: Sequence[TextBlock], prompts: Sequence[Prompt]) -> str | None:
+    """One line on the prompts that are longer than a text block, and on core content that no block has; None where all fit.
 
-    `tokenizers` are the model's, each with the columns of its block. To be said once, of all the prompts that a stage uses.
+    To be said once, of all the prompts that a stage uses.
     """
     texts = [prompt.text for prompt in prompts]
     parts, cut = [], set()
-    for tokenizer, length in tokenizers:
-        tokens = tokenizer(texts, truncation=False, verbose=False).input_ids if texts else []
-        longer = {i for i, of_prompt in enumerate(tokens) if len(of_prompt) > length}
-        parts.append(f"{len(longer)} by {type(tokenizer).__name__} at {length} tokens")
+    for block in blocks:
+        longer = block.cut(texts)
+        parts.append(f"{len(longer)} by {type(block.tokenizer).__name__} at {block.length} tokens")
         cut |= longer
     if not cut:
         return None
@@ -74,10 +108,16 @@ def cut_prompts(tokenizers: list[tuple[PreTrainedTokenizerFast, int]], prompts: 
         (span.text, prompts[i].text)
         for i in sorted(cut)
         for span in prompts[i].core
-        if not any(token_columns(t, prompts[i].text, span, length) for t, length in tokenizers)
+        if not any(block.columns(prompts[i].text, span) for block in blocks)
     ]
     seen = f"no tokenizer sees {len(lost)} core spans, as {lost[0][0]!r} of {lost[0][1]!r}" if lost else "no core span is lost"
     return f"{len(cut)} of {len(prompts)} prompts are cut ({', '.join(parts)}); {seen}"
+
+
+def span_columns(blocks: Sequence[TextBlock], prompt: str, span: Span) -> list[int]:
+    """The columns of a span among all text columns, whose blocks follow each other; none for what truncation cut away."""
+    starts = itertools.accumulate((block.length for block in blocks), initial=0)
+    return [start + column for start, block in zip(starts, blocks, strict=False) for column in block.columns(prompt, span)]
 
 
 def core_columns(model: "FlowModel", prompts: Sequence[Prompt], tokens: str | list[str] = "core") -> CoreColumns:
@@ -97,7 +137,8 @@ def core_columns(model: "FlowModel", prompts: Sequence[Prompt], tokens: str | li
 
 def _weights(model: "FlowModel", prompt: Prompt, spans: Sequence[Span]) -> dict[int, float]:
     """Column -> weight of one prompt."""
-    kept = [columns for columns in model.span_columns(prompt.text, spans) if columns]
+    blocks = model.text_blocks()
+    kept = [columns for span in spans if (columns := span_columns(blocks, prompt.text, span))]
     weights: dict[int, float] = {}
     for columns in kept:
         for column in columns:

@@ -10,7 +10,6 @@ from star.analysis.results import RUN, main_scores, methods, reported
 from star.analysis.statistics import Interval, by_tag, difference, student, summary
 from star.config import Config, main_scorer, methods_of, run_settings
 
-REFERENCES = ("base", "flow_grpo", "random")
 STATISTIC = ["mean", "ci_low", "ci_high", "n"]
 INTERVAL = list(Interval._fields)
 _PARTS = ("rollout", "maps", "reward", "update")
@@ -21,10 +20,16 @@ _DIAGNOSTICS = (
 _MB = 1e6
 
 
+def references(config: Config, task: str) -> list[str]:
+    """What methods are compared with: the untrained model, every scalar objective (without maps), and random maps."""
+    scalar = [method for method in methods_of(config, task) if run_settings(config, task, method).allocation.source == "none"]
+    return list(dict.fromkeys(["base", *scalar, "random"]))
+
+
 def main(config: Config, final: pd.DataFrame) -> pd.DataFrame:
     """Long table: task, method, metric, mean, ci_low, ci_high, n.
 
-    `metric` is a reported scorer, and <scorer>-minus-<reference> for the paired differences to REFERENCES.
+    `metric` is a reported scorer, and <scorer>-minus-<reference> for the paired differences to `references`.
     """
     rows = []
     for task in config.tasks:
@@ -33,7 +38,7 @@ def main(config: Config, final: pd.DataFrame) -> pd.DataFrame:
             scores_of = dict(list(scores.groupby("method")))
             for method in methods(config, task):
                 rows.append({"task": task, "method": method, "metric": scorer} | summary(scorer, scores_of[method]))
-                for reference in REFERENCES:
+                for reference in references(config, task):
                     if method in ("base", reference) or reference not in scores_of:
                         continue
                     paired = difference(scorer, scores_of[method], scores_of[reference])

@@ -92,10 +92,12 @@ def wide(rows: pd.DataFrame, index: Sequence[str], column: str, cells: Sequence[
     return rows[index].drop_duplicates().merge(table.fillna("-").reset_index(), on=index)
 
 
-def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts: dict[str, int]) -> None:
+def save(
+    folder: Path, config: Config, tables: dict[str, pd.DataFrame], *, prompts: dict[str, int], words: Sequence[str]
+) -> None:
     """Write <name>.{csv,md,tex} for the tables `main`, `categories`, `cost`, `ablation`, `guards` of star/analysis/tables.py.
 
-    `prompts` is the number of test prompts of each task.
+    `prompts` is the number of test prompts of each task, `words` say what the main table shows.
     """
     trainings = f"{config.experiment}, seeds {', '.join(map(str, config.seeds))}, {config.evaluation.split} prompts"
     guards = tables["guards"]
@@ -124,7 +126,8 @@ def save(folder: Path, config: Config, tables: dict[str, pd.DataFrame], prompts:
     }
     for name, sections in readable.items():
         save_csv(folder / f"{name}.csv", tables[name])
-        _save_readable(folder / name, f"{titles[name]} ({trainings})", sections, notes[name])
+        lead = [" ".join(words)] if name == "main" else []
+        _save_readable(folder / name, f"{titles[name]} ({trainings})", sections, lead=lead, notes=notes[name])
 
 
 def save_csv(path: Path, table: pd.DataFrame) -> None:
@@ -132,8 +135,8 @@ def save_csv(path: Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False, float_format="%.8g"))
 
 
-def _save_readable(stem: Path, title: str, sections: dict[str, pd.DataFrame], notes: list[str]) -> None:
-    parts, latex = [f"# {title}"], ["% needs \\usepackage{booktabs}"]
+def _save_readable(stem: Path, title: str, sections: dict[str, pd.DataFrame], *, lead: list[str], notes: list[str]) -> None:
+    parts, latex = [*lead, f"# {title}"], ["% needs \\usepackage{booktabs}"]
     for number, (heading, table) in enumerate(sections.items(), start=1):
         parts += [f"## {heading}", markdown(table)]
         caption = _escape(f"{title}. {heading}. {' '.join(notes)}")
@@ -157,14 +160,24 @@ def _main(config: Config, main: pd.DataFrame, prompts: dict[str, int]) -> tuple[
             score = of_task[of_task["metric"] == scorer]
             prefix = f"{scorer}-minus-"
             paired = of_task[of_task["metric"].str.startswith(prefix)]
-            # The baseline minus a control would say again what the control minus the baseline says.
-            paired = paired[(paired["method"] != "flow_grpo") | (paired["metric"] == f"{prefix}base")]
+            paired = paired[~_said_again(paired, prefix)]
             places = digits(score["mean"])
             heading = f"{column_name(config, task, scorer)} (n = {score['n'].iloc[0]}, {prompts[task]} prompts)"
             labels = paired["method"] + " - " + paired["metric"].str.removeprefix(prefix)
             scores[heading] = pd.Series(intervals(score, places, columns=_CI), index=score["method"])
             differences[heading] = pd.Series(_starred(paired, places), index=labels)
     return _side_by_side(scores, "method"), _side_by_side(differences, "difference")
+
+
+def _said_again(paired: pd.DataFrame, prefix: str) -> pd.Series:
+    """The rows `a - b` of which there is a row `b - a` before; of a scalar objective and a control the latter stays."""
+    others = paired["metric"].str.removeprefix(prefix)
+    pairs = list(zip(paired["method"], others, strict=True))
+    again = [
+        (other, method) in pairs and (other == "random" or (method != "random" and pairs.index((other, method)) < place))
+        for place, (method, other) in enumerate(pairs)
+    ]
+    return pd.Series(again, index=paired.index)
 
 
 def _side_by_side(columns: dict[str, pd.Series], name: str) -> pd.DataFrame:

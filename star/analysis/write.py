@@ -12,7 +12,7 @@ def write(config: Config, out: Path) -> None:
     task, method and seed in `config`, and the pictures that the sample grid shows. Raises InputError, before anything is
     written, when a file is missing or incomplete, or when scores of one task come from different scorers or prompts.
     """
-    from star.analysis import figures, results, tables, text
+    from star.analysis import figures, results, tables, text, words
 
     # Read everything, so that what is missing is known before anything is written.
     scores, metrics = results.scores(config), results.metrics(config)
@@ -30,5 +30,6 @@ def write(config: Config, out: Path) -> None:
     }
     # Write.
     prompts = final.groupby("task")["prompt_id"].nunique().to_dict()
-    text.save(Path(out) / "tables", config, frames, prompts)
+    said = words.sentences(config, main)
+    text.save(Path(out) / "tables", config, frames, prompts=prompts, words=said)
     figures.write(Path(out) / "figures", config, scores=scores, metrics=metrics, tables=frames, shown=shown)

@@ -3,6 +3,7 @@
 from star.config.experiment import (
     Config,
     RunSettings,
+    evaluated_policy,
     json_schema,
     load,
     main_scorer,
@@ -12,7 +13,7 @@ from star.config.experiment import (
     require_task,
     run_settings,
 )
-from star.config.objectives import Awm, FlowGrpo, Guard, Nft, Objective, Pepg
+from star.config.objectives import OBJECTIVES, Awm, FlowGrpo, Guard, Nft, Objective, Pepg
 from star.config.scorers import SCORERS, Geneval, Judge, Ocr, Pickscore, Remote, Scorers, Service
 from star.config.sections import (
     SETS,
@@ -34,6 +35,7 @@ from star.config.sections import (
 )
 
 __all__ = [
+    "OBJECTIVES",
     "SCORERS",
     "SETS",
     "Allocation",
@@ -66,6 +68,7 @@ __all__ = [
     "TaskSettings",
     "Tracking",
     "Training",
+    "evaluated_policy",
     "json_schema",
     "load",
     "main_scorer",

@@ -104,6 +104,8 @@ class Config(Section):
     @field_validator("results")
     @classmethod
     def _results_lie_where_a_shell_finds_them(cls, results: str) -> str:
+        if results.startswith("-"):
+            raise ValueError(f"{results!r} would be taken for an option; write ./{results}")
         if not _SHELL_SAFE.fullmatch(results):
             raise ValueError(f"{results!r} has a letter that a shell would take apart; use letters, digits and ./_-+@=,")
         return results
@@ -186,6 +188,12 @@ def require_task(config: Config, task: str) -> None:
 def main_scorer(config: Config, task: str) -> str:
     """The scorer whose scores are the task's column in tables and figures."""
     return config.tasks[task].report[0]
+
+
+def evaluated_policy(settings: Config | RunSettings) -> PolicySettings:
+    """The section `policy` as tests use it: at the evaluation's resolution."""
+    resolution = settings.evaluation.resolution
+    return settings.policy if resolution is None else settings.policy.model_copy(update={"resolution": resolution})
 
 
 def published_epochs(settings: RunSettings) -> set[int]:

@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 SPEED_ONLY = {"speed_only": True}  # of a field that changes no number beyond rounding: star/config/key.py leaves it out
 
@@ -18,7 +18,16 @@ def _place(value: str) -> str:
     return place
 
 
+def _resolution(value: Any) -> int | tuple[int, int]:
+    """Pixels; a square is one number, so that both ways of writing it mean the same."""
+    sides = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+    if len(sides) not in (1, 2) or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{value!r} is neither a number of pixels nor [height, width]")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+
 Positive = Annotated[int, Field(gt=0)]
+Resolution = Annotated[Positive | tuple[Positive, Positive], BeforeValidator(_resolution)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Place = Annotated[str, AfterValidator(_place)]
@@ -32,6 +41,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is a switch, which this key is not")
+        switches = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, bool)]
+        if switches and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{str(switches[0]).lower()} is a switch, which this key is not")
         return value

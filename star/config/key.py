@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from star.config.experiment import Config, RunSettings
+from star.config.experiment import Config, RunSettings, evaluated_policy
 from star.config.sections import SETS, PolicySettings
 from star.errors import InputError
 from star.files import sha256
@@ -39,6 +39,7 @@ _MODELS = {  # by scorer: fields that name weights, with those that name their c
     "pickscore": {"model": "revision", "processor": "processor_revision"},
     "clipscore": {"model": "revision"},
     "hpsv2": {"model": "revision", "processor": "processor_revision"},
+    "imagereward": {"model": "revision"},
     "aesthetic": {"model": "revision"},
 }
 
@@ -66,8 +67,8 @@ def training_key(settings: RunSettings) -> str:
 
 def sampling_key(settings: RunSettings | Config) -> str:
     """What test pictures depend on, but for adapter, prompts and seed."""
-    evaluation = counted(settings.evaluation)
-    return digest({"version": VERSIONS["sampling"], "policy": _policy(settings.policy), "evaluation": evaluation})
+    evaluation, policy = counted(settings.evaluation, without=("resolution",)), _policy(evaluated_policy(settings))
+    return digest({"version": VERSIONS["sampling"], "policy": policy, "evaluation": evaluation})
 
 
 def maps_key(settings: RunSettings) -> str:

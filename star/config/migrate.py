@@ -31,7 +31,7 @@ RENAMED = {
     "scorers.pickscore_dtype": "scorers.pickscore.precision",
 }
 _CONTROLS = ("random", "shuffled")  # were sources
-_MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"], strict=True))  # their names until they were free
+_MINIATURE_TASKS = dict(zip(SETS["coco"], SETS["miniature"][:3], strict=True))  # their names until they were free
 
 
 def new_task_name(task: str, world: str | None) -> str | None:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from star.config.fields import SPEED_ONLY, Place, Positive, Precision, Section
 
-SCORERS = ("geneval", "ocr", "pickscore", "clipscore", "hpsv2", "aesthetic")
+SCORERS = ("geneval", "ocr", "pickscore", "clipscore", "hpsv2", "imagereward", "aesthetic")
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:function, see star/scoring/custom.py
 
 
@@ -133,6 +133,18 @@ class Hpsv2(Section):
     precision: Precision = Field("float32", description="inside the CLIP model; cosines and scores stay float32")
 
 
+class Imagereward(Section):
+    """ImageReward."""
+
+    model: Place | None = Field(
+        None,
+        description="folder or hub repository of ImageReward's weights under the names of transformers' BLIP, in safetensors, "
+        "and its tokenizer ([docs/scorers.md](../docs/scorers.md))",
+    )
+    revision: str | None = Field(None, description="commit of the hub repository, or none to lock it by `star fetch`")
+    precision: Precision = Field("float32", description="inside the model; rewards stay float32")
+
+
 class Aesthetic(Section):
     """LAION's aesthetic predictor."""
 
@@ -209,6 +221,7 @@ class Scorers(Section):
     pickscore: Pickscore = Field(Pickscore(), description="the scorer `pickscore`")
     clipscore: Clipscore = Field(Clipscore(), description="the scorer `clipscore`")
     hpsv2: Hpsv2 = Field(Hpsv2(), description="the scorer `hpsv2`")
+    imagereward: Imagereward = Field(Imagereward(), description="the scorer `imagereward`")
     aesthetic: Aesthetic = Field(Aesthetic(), description="the scorer `aesthetic`")
     services: dict[str, Service] = Field(
         {}, description="reward services by names of your choice, each the scorer `service:NAME`: see below"

@@ -4,10 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Section
+from star.config.fields import SPEED_ONLY, Fraction, Place, Positive, Resolution, Section
 from star.config.scorers import Scorer
 
-SETS = {"miniature": ("shapes", "letters", "preference"), "coco": ("geneval", "ocr", "pickscore")}  # of prompts, by world
+SETS = {  # of prompts, by world
+    "miniature": ("shapes", "letters", "preference", "binding", "positions", "small"),
+    "coco": ("geneval", "ocr", "pickscore"),
+}
 Kind = Literal["object", "attribute", "count", "relation", "text"]
 Reward = Annotated[dict[Scorer, float], Field(min_length=1)]
 
@@ -41,27 +44,32 @@ class Lora(Section):
 
     rank: Positive = Field(32, description="rank of the trained adapter")
     alpha: Positive = Field(64, description="scale of the adapter: alpha / rank multiplies its output")
-    targets: list[str] = Field(
-        [
-            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        ],
-        description="module names that get an adapter; the default is the eight joint-attention projections",
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="ends of module names that get an adapter; each must match a module. none: those of the base's family "
+        "([docs/models.md](../docs/models.md)), of Stable Diffusion 3 the eight joint-attention projections",
     )
 
 
 class PolicySettings(Section):
-    """The generator: an SD3-format folder, or a hub repository at a pinned revision."""
+    """The generator: a diffusers pipeline of a known family, in a folder or a hub repository at a pinned revision."""
 
-    model: Place = Field(description="SD3-format pipeline folder, or a hub repository")
+    model: Place = Field(
+        description="folder of a diffusers pipeline, or a hub repository; which families can be trained: "
+        "[docs/models.md](../docs/models.md)"
+    )
     revision: str | None = Field(
         None,
         description="commit of the hub repository, 40 hex digits; none: the one that `star fetch` locks in "
         "`config/weights.lock.json` ([docs/weights.md](../docs/weights.md)); a folder needs none",
     )
-    resolution: Positive = Field(description="height and width of the images, pixels")
-    guidance: float = Field(ge=1, description="classifier-free guidance in rollout, update and sampling; 1 is without")
-    max_sequence_length: Positive = Field(128, description="columns of the T5 block")
+    resolution: Resolution = Field(
+        description="size of the images, pixels: one number for squares, or `[height, width]`; multiples of the base's patches"
+    )
+    guidance: float = Field(ge=1, description="guidance in rollout, update and sampling; 1 is without; FLUX.1-dev is told it")
+    max_sequence_length: Positive = Field(
+        128, description="columns of the T5 block, or of the one text block; Z-Image and FLUX.2 count their template's"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",
         description="`float32`, `bfloat16` or `float16` inside the transformer; latents and step arithmetic stay float32. "
@@ -72,6 +80,11 @@ class PolicySettings(Section):
         "auto", description="`auto`, `cpu` or `cuda`; with `cpu` the rules ask for no GPU, otherwise for one"
     )
     lora: Lora = Field(Lora(), description="the trained adapter")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images, pixels."""
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
 
 
 class Rollout(Section):
@@ -281,6 +294,11 @@ class Compute(Section):
         description="share the frozen base out over the processes (FSDP) instead of a copy in each; slower, for bases that do "
         "not fit",
     )
+    offload: Literal["none", "blocks"] = Field(
+        "none",
+        description="`blocks` keeps the frozen transformer in the CPU's memory and brings its blocks to the GPU one after the "
+        "other (FSDP); slower still, for bases that do not fit on the GPUs there are",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="compute activations again in the backward pass instead of keeping them: a third slower, a tenth of the "
@@ -305,6 +323,11 @@ class Evaluation(Section):
         "test", description="the prompts: `test`, or `validation`, on which settings are chosen"
     )
     steps: Positive = Field(40, description="denoising steps")
+    resolution: Resolution | None = Field(
+        None,
+        description="size of the test images where it is not that of training, as in `policy.resolution`; a base whose noise "
+        "levels depend on the size takes those of this one",
+    )
     images_per_prompt: Positive = Field(4, description="images of each test prompt, at noise shared by all methods")
     batch: Positive = Field(16, description="images sampled at once", json_schema_extra=SPEED_ONLY)
 
@@ -348,8 +371,8 @@ class TaskSettings(Section):
 
     prompts: Annotated[PromptFiles, BeforeValidator(_prompt_files, json_schema_input_type=str | PromptFiles)] = Field(
         description="a set of the world (`coco`: `geneval`, `ocr`, `pickscore`; `miniature`: `shapes`, `letters`, "
-        "`preference`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; `set` beside them names the set of "
-        "the other splits ([docs/extend.md](../docs/extend.md))"
+        "`preference`, `binding`, `positions`, `small`), or files of your own: `{train: my/train.txt, test: my/test.txt}`; "
+        "`set` beside them names the set of the other splits ([docs/extend.md](../docs/extend.md))"
     )
     reward: Reward = Field(
         description="mapping from scorer to weight; the reward is the weighted sum. A scorer is `geneval`, `ocr`, `pickscore` "

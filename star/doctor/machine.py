@@ -3,8 +3,9 @@
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import chdir, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from star.config import Config
 from star.scoring.scorer import needed
@@ -102,7 +103,8 @@ def _mlflow(database: Path) -> tuple[bool, str]:
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
             (runs,) = connection.execute("select count(*) from runs where lifecycle_stage = 'active'").fetchone()
-        MlflowClient(f"sqlite:///{address}&uri=true").search_experiments(max_results=1)
+        with TemporaryDirectory() as aside, chdir(aside):  # MLflow takes the address for a path and makes its folders
+            MlflowClient(f"sqlite:///{address}&uri=true").search_experiments(max_results=1)
     except sqlite3.DatabaseError as error:
         return False, f"MLflow: {database} cannot be read ({error}): move it away, `snakemake --forcerun log` makes it again"
     except MlflowException as error:

@@ -25,9 +25,9 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
     if "ocr" in needed(config) and config.scorers.ocr.engine == "easyocr":
         extras.append("easyocr")
     for extra in extras:
-        for requirement in _requirements(extra):
+        for requirement in requirements(extra):
             yield _package(requirement, _INSTALL[extra])
-    for requirement in _requirements("slurm"):
+    for requirement in requirements("slurm"):
         fine, line = _package(requirement, _INSTALL["slurm"])
         yield True, line if fine else f"{line}; only `--workflow-profile slurm` needs it"
     if "geneval" in needed(config) and config.scorers.geneval.detector == "mmdet":
@@ -43,7 +43,7 @@ def check(config: Config) -> Iterator[tuple[bool, str]]:
         yield True, f"package torchvision {metadata.version('torchvision')} {how}"
 
 
-def _requirements(extra: str) -> list[Requirement]:
+def requirements(extra: str) -> list[Requirement]:
     """What the project needs: by its metadata, or in a working tree that was not installed by pyproject.toml."""
     try:
         lines = metadata.requires("star-rl") or []

@@ -113,7 +113,7 @@ def write(source: Source, out: Path, policy: PolicySettings, base: str | None = 
     if source.run:
         shutil.copyfile(source.run.settings, draft / "settings.json")
     shown = _pictures(source, settings["task"], draft) if settings else []
-    licence, notes = _licence(drawing, base)
+    licence, notes = licence_of(drawing, base)
     data = _front_matter(_hub_base(drawing["model"], base), licence, shown)
     body = _body(out.name, source, settings, drawing, {"scores": scores, "guards": guards, "shown": shown, "notes": notes})
     write_text(draft / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")))
@@ -223,7 +223,7 @@ def _hub_base(model: str, base: str | None) -> str | None:
     return base or (model if is_repository(model) else None)
 
 
-def _licence(drawing: dict, base: str | None) -> tuple[dict[str, str], list[str]]:
+def licence_of(drawing: dict, base: str | None) -> tuple[dict[str, str], list[str]]:
     """The base's licence as its own card has it, under the hub's keys, and what a person must settle before publishing."""
     model, notes = drawing["model"], []
     if _hub_base(model, base) is None:
@@ -284,6 +284,12 @@ def _limits(row: dict) -> str:
     return "–" if math.isnan(row["ci_low"]) else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
+def _size(settings: dict | None, drawing: dict) -> tuple[int, int]:
+    """(height, width) of the pictures of its test."""
+    tested = (settings or {}).get("evaluation", {}).get("resolution") or drawing["resolution"]
+    return tuple(tested) if isinstance(tested, list) else (tested, tested)
+
+
 def _body(name: str, source: Source, settings: dict | None, drawing: dict, parts: dict[str, list]) -> str:
     kept = {key: value for key, value in (settings or {}).items() if key not in _NOT_TRAINING}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -295,6 +301,7 @@ def _body(name: str, source: Source, settings: dict | None, drawing: dict, parts
     return template.render(
         name=name,
         policy=drawing,
+        size=_size(settings, drawing),
         settings=settings,
         steps=settings["evaluation"]["steps"] if settings else None,
         training=_training(source) if settings else {},

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from star.hub.check import Source
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
+# Libraries patch torch's modules while they load; two threads at once would leave them patched.
+_ONE_AT_A_TIME = threading.Lock()
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,9 +48,10 @@ def load(cls: type, source: Source, whole: Callable[[Any], bool] = lambda loaded
     if not Path(source.name).is_dir() and not hub.is_repository(source.name):
         raise InputError(f"{source.key}: no folder {source.name!r}; give one that holds a {cls.__name__}, or a hub repository")
     try:
-        if not hub.is_repository(source.name):
-            return cls.from_pretrained(source.name, **settings)
-        return _load_repository(cls, source, whole, settings)
+        with _ONE_AT_A_TIME:
+            if not hub.is_repository(source.name):
+                return cls.from_pretrained(source.name, **settings)
+            return _load_repository(cls, source, whole, settings)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _NAME = "default"
 
 
-def add_adapter(transformer: nn.Module, lora: Lora, targets: list[str], seed: int) -> list[nn.Parameter]:
-    """Add a fresh adapter (Gaussian A, zero B) and return its parameters, in a fixed order.
+def add_adapter(
+    transformer: nn.Module, lora: Lora, *, targets: list[str], seed: int, device: torch.device
+) -> list[nn.Parameter]:
+    """Add a fresh adapter (Gaussian A, zero B) on the device and return its parameters, in a fixed order.
 
     Raises InputError when one of `targets`, ends of module names, matches no module: it would be left out without a word.
     """
@@ -37,14 +39,19 @@ def add_adapter(transformer: nn.Module, lora: Lora, targets: list[str], seed: in
     torch.manual_seed(seed)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=targets)
     transformer.add_adapter(config)
-    return keep_float32(transformer)
+    return keep_float32(transformer, device)
 
 
-def keep_float32(transformer: nn.Module) -> list[nn.Parameter]:
-    """Keep the adapter in float32, in training and testing alike; returns its parameters."""
-    parameters = [p for name, p in transformer.named_parameters() if "lora_" in name]
+def lora_parameters(transformer: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, in a fixed order."""
+    return [p for name, p in transformer.named_parameters() if "lora_" in name]
+
+
+def keep_float32(transformer: nn.Module, device: torch.device) -> list[nn.Parameter]:
+    """Keep the adapter in float32 on the device, in training and testing alike; returns its parameters."""
+    parameters = lora_parameters(transformer)
     for parameter in parameters:
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device, torch.float32)
     if any(p.dtype != torch.float32 for p in transformer.parameters()):  # autocast does the casting; peft's goes there and back
         for module in transformer.modules():
             if isinstance(module, LoraLayer):
@@ -109,5 +116,5 @@ def load_adapter(model: "FlowModel", folder: Path) -> None:
         model.transformer.load_lora_adapter(dict(tensors), prefix=None, metadata=described, adapter_name=_NAME)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{file}: does not fit this model: {' '.join(str(error).split())[:200]}") from None
-    keep_float32(model.transformer)  # which loading rounded to the base's precision, so the weights are put in again
-    set_weights(model.transformer, tensors)
+    keep_float32(model.transformer, model.device)
+    set_weights(model.transformer, tensors)  # which loading rounded to the base's precision

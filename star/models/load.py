@@ -1,10 +1,12 @@
 """Loading a base pipeline from a folder or a hub repository, whole or not at all, and naming its weights."""
 
+import inspect
 import json
 from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline
+from transformers import AutoTokenizer
 
 from star.config import PolicySettings
 from star.errors import InputError
@@ -46,8 +48,23 @@ def load_pipeline(settings: PolicySettings) -> DiffusionPipeline:
     return pipe
 
 
+def load_tokenizers(settings: PolicySettings) -> DiffusionPipeline:
+    """A pipeline of the base's class with its tokenizers alone. Raises InputError when one of them cannot be read."""
+    cls, root = getattr(diffusers, pipeline_class(settings)), weights.folder(base(settings), "tokenizer")
+    parts: dict[str, object] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if not name.startswith("tokenizer"):
+            parts[name] = None if parameter.default is parameter.empty else parameter.default
+            continue
+        try:
+            parts[name] = AutoTokenizer.from_pretrained(root / name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"policy.model: no {name} of {settings.model}: {' '.join(str(error).split())[:200]}") from None
+    return cls(**parts)
+
+
 def has_tokenizers(pipe: DiffusionPipeline) -> bool:
     """Whether every text encoder's tokenizer has its words; transformers makes an empty one where there is none."""
     encoders = {name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None}
     tokenizers = {name: getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in encoders}
-    return all(len(tokenizers[name]) > 0.9 * encoder.config.vocab_size for name, encoder in encoders.items())
+    return all(len(tokenizers[name]) > 0.9 * encoder.config.get_text_config().vocab_size for name, encoder in encoders.items())

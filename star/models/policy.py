@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from star.config import Lora
 from star.models import adapter
@@ -20,7 +18,9 @@ class Policy:
     def __init__(self, model: FlowModel, lora: Lora, seed: int) -> None:
         self.model = model
         targets = list(lora.targets or model.lora_targets)
-        self.parameters: list[nn.Parameter] = adapter.add_adapter(model.transformer, lora, targets, seed)
+        self.parameters: list[nn.Parameter] = adapter.add_adapter(
+            model.transformer, lora, targets=targets, seed=seed, device=model.device
+        )
 
     @property
     def device(self) -> torch.device:
@@ -53,11 +53,3 @@ class Policy:
         finally:
             for parameter, value in zip(self.parameters, own, strict=True):
                 parameter.data = value
-
-    def shard(self, processes: int) -> None:
-        """Share the frozen base out over the processes (FSDP), block by block; the adapter stays whole."""
-        mesh = init_device_mesh(self.device.type, (processes,))
-        trained = set(self.parameters)
-        for module in (*self.model.blocks, self.model.transformer):
-            # Also the outermost: one process reads the adapter between passes, and all must then gather the same again.
-            fully_shard(module, mesh=mesh, ignored_params=trained, reshard_after_forward=True)

@@ -26,7 +26,7 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from tqdm import tqdm
 
-from star.models.sd3 import joint_attention
+from star.models.sd3 import SD3Attention
 from star.pretraining import base
 from star.runtime import has_bfloat16
 from star.training.learner import optimizer_tensors, set_optimizer_tensors
@@ -93,7 +93,7 @@ def noisy(texts: list[str], recipe: Recipe) -> list[str]:
     ]
 
 
-def _schedule(step: int, steps: int, warmup: int, decay_share: float) -> float:
+def rate_factor(step: int, steps: int, warmup: int, decay_share: float) -> float:
     """Warm up, stay, fall linearly to zero over the last `decay_share`."""
     return min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
 
@@ -131,7 +131,7 @@ def train_autoencoder(vae: nn.Module, pictures: np.ndarray, recipe: Recipe) -> f
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         for group in optimizer.param_groups:
-            group["lr"] = recipe.autoencoder_lr * _schedule(step, recipe.autoencoder_steps, 50, 0.4)
+            group["lr"] = recipe.autoencoder_lr * rate_factor(step, recipe.autoencoder_steps, 50, 0.4)
         optimizer.zero_grad()
         (error + recipe.kl_weight * kl).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -237,7 +237,7 @@ def train_transformer(
     # What is trained, as it was when the run stopped.
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", *TEXT_ENCODERS)})
     for block in pipe.transformer.transformer_blocks:
-        block.attn.set_processor(joint_attention)  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
+        block.attn.set_processor(SD3Attention())  # in float32, whose gradients are ten times faster on a CPU than bfloat16's
     named = dict(modules.named_parameters())
     parameters = list(named.values())
     flow = _Flow(modules, _optimizers(named, recipe), average={n: p.detach().clone() for n, p in named.items()})
@@ -289,7 +289,7 @@ def train_transformer(
         nn.utils.clip_grad_norm_(parameters, 1.0)
 
         # A step of the weights and of their average.
-        factor = _schedule(step, recipe.steps, recipe.warmup, recipe.decay_share)
+        factor = rate_factor(step, recipe.steps, recipe.warmup, recipe.decay_share)
         for optimizer, rate in zip(flow.optimizers, (recipe.muon_lr, recipe.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
@@ -312,7 +312,7 @@ def train_transformer(
                 flow.save(state)
 
 
-def _flow_process(rank: int, recipe: Recipe, work: Path, texts: list[str]) -> None:
+def flow_process(rank: int, recipe: Recipe, work: Path, texts: list[str]) -> None:
     torch.set_num_threads(1)
     rendezvous = (work / "rendezvous").absolute().as_uri()
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=recipe.processes)
@@ -349,7 +349,7 @@ def pretrain(out: Path, work: Path, recipe: Recipe) -> None:
     if not (work / "latents.safetensors").exists():
         save_file({"latents": encode_pictures(pipe.vae, pictures).contiguous()}, work / "latents.safetensors")
     (work / "rendezvous").unlink(missing_ok=True)
-    multiprocessing.spawn(_flow_process, (recipe, work, texts), nprocs=recipe.processes)
+    multiprocessing.spawn(flow_process, (recipe, work, texts), nprocs=recipe.processes)
     for name, tensors in _by_module(load_file(work / "flow" / "average.safetensors")).items():
         getattr(pipe, name).load_state_dict(tensors, strict=False)
     progress = json.loads((work / "flow" / "progress.json").read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """What may stand in a line of a prompt file, checked where the file is read. Errors name file, line and key.
 
 Metadata is in GenEval's form (arXiv 2310.11513): `include` and `exclude` list objects by `class` (text), `count` (whole number
-from 1), `color` (text) and `position` ([relation, number of an earlier item]). Other keys of metadata are free. A whole number
-may be written 4.0, as pandas and Arrow do.
+from 1), `color` (text) and `position` ([relation, number of an earlier item]). Other keys of metadata are free, those of an
+object are not. A whole number may be written 4.0, as pandas and Arrow do.
 """
 
 import json
@@ -11,15 +11,24 @@ from typing import Any
 from star.errors import InputError
 from star.prompts.text import readable
 
+_OF_AN_OBJECT = ("class", "count", "color", "position")
 KINDS = ("object", "attribute", "count", "relation", "text")
 
 
 def parsed(text: str, where: str, expected: str) -> Any:
     """JSON of somebody else's. Raises InputError: not `expected`."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise InputError(f"{where}: not {expected} ({_short(error)})") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key `{next(key for key in keys if keys.count(key) > 1)}` stands twice")
+    return found
 
 
 def line(row: Any, where: str) -> dict[str, Any]:
@@ -89,6 +98,8 @@ def _item(item: Any, key: str) -> dict[str, Any]:
         raise InputError(f"{key}` is {_short(item)}, not an object with class and count; correct the line")
     if "class" not in item or "count" not in item:
         raise InputError(f"{key}` has no `{'class' if 'class' not in item else 'count'}`; every object needs class and count")
+    if unknown := item.keys() - set(_OF_AN_OBJECT):
+        raise InputError(f"{key}` has the key {min(unknown)!r}, which nothing would judge; give {', '.join(_OF_AN_OBJECT)}")
     for name in ("class", "color"):
         if name in item:
             _check_name(item[name], f"{key}.{name}`")

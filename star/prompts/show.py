@@ -1,30 +1,10 @@
-"""`star prompts --show-core`: every prompt with its core content marked and the token columns of each text encoder."""
+"""`star prompts --show-core`: every prompt with its core content marked and the token columns of each text block."""
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from star.allocation.columns import token_columns
 from star.config import PolicySettings
-from star.errors import InputError
-from star.hub import weights
-from star.models.sources import base
+from star.models.door import text_blocks
 from star.prompts.record import Span, read
-
-
-def tokenizers(policy: PolicySettings) -> dict[str, tuple[PreTrainedTokenizerFast, int]]:
-    """The tokenizer and block length of each text encoder of an SD3-format base, without its weights.
-
-    Raises InputError when the base or one of its tokenizers cannot be read.
-    """
-    root, found = weights.folder(base(policy), "tokenizer"), {}
-    for name, folder in (("clip-l", "tokenizer"), ("clip-g", "tokenizer_2"), ("t5", "tokenizer_3")):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(root / folder)
-        except (OSError, ValueError) as error:
-            raise InputError(f"policy.model: no {folder} of {policy.model}: {' '.join(str(error).split())[:200]}") from None
-        found[name] = (tokenizer, policy.max_sequence_length if name == "t5" else tokenizer.model_max_length)
-    return found
 
 
 def marked(prompt: str, core: tuple[Span, ...]) -> str:
@@ -37,16 +17,14 @@ def marked(prompt: str, core: tuple[Span, ...]) -> str:
 
 
 def show(policy: PolicySettings, file: Path) -> None:
-    """Print the prompt records of `file`; columns count within the encoder's own block. Raises InputError."""
-    records, encoders = read(file), tokenizers(policy)
+    """Print the prompt records of `file`; columns count within their own block. Raises InputError."""
+    records, blocks = read(file), text_blocks(policy)
     for record in records:
         print(marked(record.text, record.core))
-        for name, (tokenizer, length) in encoders.items():
-            ids = tokenizer(record.text, truncation=True, max_length=length, verbose=False).input_ids
-            tokens = tokenizer.convert_ids_to_tokens(ids)
+        for block in blocks:
+            tokens = block.tokenizer.convert_ids_to_tokens(block.tokens(record.text))
             spans = []
             for span in record.core:
-                columns = token_columns(tokenizer, record.text, span, length)
-                named = " ".join(f"{c}:{tokens[c]}" for c in columns)
+                named = " ".join(f"{column}:{tokens[column]}" for column in block.columns(record.text, span))
                 spans.append(f"{span.text} = {named or 'cut away'}")
-            print(f"  {name:<7}{'; '.join(spans)}")
+            print(f"  {block.name:<7}{'; '.join(spans)}")

@@ -59,8 +59,16 @@ def lines_of(text: str) -> list[str]:
 
 
 def readable(text: str) -> str:
-    """The text with its letters composed (NFC) and without what nobody sees; everything else stays."""
-    return unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+    """The text with its letters composed (NFC) and of usual width, and without what nobody sees; everything else stays.
+
+    Of usual width are the letters and digits that East Asian fonts also have wide or narrow; punctuation keeps its width there.
+    """
+    return unicodedata.normalize("NFC", "".join(map(_of_usual_width, _UNSEEN.sub("", text))))
+
+
+def _of_usual_width(letter: str) -> str:
+    wide = unicodedata.decomposition(letter).startswith(("<wide>", "<narrow>"))
+    return unicodedata.normalize("NFKC", letter) if wide and unicodedata.category(letter)[0] in "LNM" else letter
 
 
 def plain(text: str) -> str:

@@ -21,6 +21,7 @@ from star.flow.seeding import noise
 from star.models.adapter import load_adapter
 from star.models.attention import Recorder
 from star.models.door import FlowModel, load_model
+from star.models.memory import spread
 from star.prompts.record import Prompt, read
 from star.worlds.door import world
 
@@ -54,9 +55,9 @@ def draw(settings: RunSettings, prompts: Path, out: Path, adapter: Path | None, 
     trajectory = _sampled(model, schedule, records, settings.allocation, seed)
     latents, raw_BTOhw = trajectory.latents_BSCHW, trajectory.raw_BTOhw.cpu()
     final = model.decode(latents[:, -1])
-    regions = world(settings.prompts.world).regions(final)
+    regions = world(settings.prompts.world).regions(final, records)
     region_Bhw = None if regions is None else token_shares(regions, model.geometry.tokens)
-    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, patch=model.geometry.patch, seed=seed)
 
     used = [t for t in range(steps) if schedule.sigma[t] > 0.01]
     pictures = []
@@ -143,8 +144,9 @@ def measure_prompts(settings: RunSettings, prompts: Path, out: Path, adapter: Pa
     records = read(prompts)
     model, schedule = _ready(settings, adapter, records, settings.allocation.blocks)
     raw_BTOhw, region_Bhw = _watch(model, schedule, records, settings, seed)
-    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, seed)
-    gain_BT = localisation(map_BTHW[..., ::2, ::2], region_Bhw)
+    map_BTHW = _maps(settings, raw_BTOhw, region_Bhw, patch=model.geometry.patch, seed=seed)
+    patch = model.geometry.patch
+    gain_BT = localisation(map_BTHW[..., ::patch, ::patch], region_Bhw)
     rows = []
     for t in range(settings.rollout.steps):
         measured = zip(entropy(map_BTHW[:, t : t + 1]), effective_area(map_BTHW[:, t : t + 1]), gain_BT[:, t], strict=True)
@@ -175,16 +177,19 @@ def _ready(
     model.watch(blocks, settings.allocation.heads)
     if adapter is not None:
         load_adapter(model, adapter)
-    if cut := cut_prompts(model.tokenizers(), records):
+    spread(model, settings.compute, processes=1)
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
     return model, make_schedule(model.sigmas(settings.rollout.steps), noise_level=0.0)
 
 
-def _maps(settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, seed: int) -> torch.Tensor:
+def _maps(
+    settings: RunSettings, raw_BTOhw: torch.Tensor, region_Bhw: torch.Tensor | None, *, patch: int, seed: int
+) -> torch.Tensor:
     """The method's maps [B, T, H, W] of what was recorded; random ones from `seed`."""
     batch, steps, _, *tokens = raw_BTOhw.shape
     places_BThw = torch.randn((batch, steps, *tokens), generator=torch.Generator().manual_seed(seed))
-    seen = Observation(batch, steps, tuple(tokens), patch=2, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
+    seen = Observation(batch, steps, tuple(tokens), patch=patch, raw_BTOhw=raw_BTOhw, region_Bhw=region_Bhw)
     return allocation_map(settings.allocation, seen, range(steps), places_BThw)
 
 
@@ -203,9 +208,10 @@ def _watch(
     """One ODE sample a prompt: raw attention [B, T, O, h, w], and every token's share of true objects [B, h, w]."""
     raw, shares, batch = [], [], settings.evaluation.batch
     for start in tqdm(range(0, len(records), batch), desc="watching", disable=None):
-        trajectory = _sampled(model, schedule, records[start : start + batch], settings.allocation, seed)
+        drawn = records[start : start + batch]
+        trajectory = _sampled(model, schedule, drawn, settings.allocation, seed)
         raw.append(trajectory.raw_BTOhw.cpu())
-        masks = world(settings.prompts.world).regions(model.decode(trajectory.latents_BSCHW[:, -1]))
+        masks = world(settings.prompts.world).regions(model.decode(trajectory.latents_BSCHW[:, -1]), drawn)
         shares.append(token_shares(masks, model.geometry.tokens))
     return torch.cat(raw), torch.cat(shares)
 

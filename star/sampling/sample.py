@@ -1,6 +1,7 @@
 """Stage: sampling. Images of checkpoints on a prompt file, in GenEval's official layout, by the Euler ODE."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +15,21 @@ from tqdm import tqdm
 
 from star import code
 from star.allocation.columns import cut_prompts
-from star.config import Config, Evaluation
+from star.config import Config, Evaluation, evaluated_policy
 from star.config.key import digest, sampling_key
 from star.errors import InputError
-from star.files import sha256, write_bytes, write_text
+from star.files import require_free, sha256, write_bytes, write_text
 from star.flow.sampler import denoise
 from star.flow.schedule import Schedule, make_schedule
 from star.flow.seeding import noise
 from star.models.adapter import adapter_file, use_adapter
 from star.models.door import FlowModel, Text, load_model
+from star.models.memory import spread
 from star.prompts.record import Prompt, read
 from star.runtime import pick_precision
+
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # of every PNG
+_OF_RAW = 0.5  # what PNG leaves of a picture's bytes at least, were it a photograph
 
 
 def _save_png(picture: object, path: Path, **texts: str) -> None:
@@ -36,13 +41,26 @@ def _save_png(picture: object, path: Path, **texts: str) -> None:
     draft.replace(path)
 
 
-def _folder(out: Path, number: int, record: Prompt) -> Path:
-    """The prompt's folder with its official metadata line."""
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there to its end; a power cut can leave its name alone."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_END)))
+        return file.read() == _END
+
+
+def _pictures(out: Path, prompts: int, images: int) -> list[tuple[int, int, Path]]:
+    """(prompt, picture, file) of all pictures that belong into a folder."""
+    return [(n, k, out / f"{n:05d}" / "samples" / f"{k:04d}.png") for n in range(prompts) for k in range(images)]
+
+
+def _write_metadata(out: Path, number: int, record: Prompt) -> None:
+    """Make the prompt's folder with its official metadata line."""
     folder = out / f"{number:05d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     metadata = {**record.metadata, **{k: v for k, v in record.as_dict().items() if k in ("prompt", "id", "task", "core")}}
     (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
-    return folder
 
 
 def draw(model: FlowModel, text: Text, *, schedule: Schedule, names: list[tuple[str, int]], seed: int) -> list[np.ndarray]:
@@ -84,8 +102,9 @@ def sample_checkpoints(
     A folder's pictures are drawn under its adapter, None for the base. Base and prompts are loaded and encoded once. Returns
     how many pictures were drawn. Noise depends on (seed, prompt id, picture) alone, so checkpoints are compared at equal noise.
     Pictures that are already there are kept; `prompts.jsonl` in a folder is written last. Raises InputError when prompts, base
-    or an adapter are missing, or when a folder holds pictures of other weights, prompts or settings: before any is drawn. To
-    `start_over` these are removed: what this stage itself has written can be drawn again. Other files in a folder stay.
+    or an adapter are missing, when the disk has no room for the pictures, or when a folder holds pictures of other weights,
+    prompts or settings: before any is drawn. To `start_over` these are removed: what this stage itself has written can be drawn
+    again. Other files in a folder stay.
     """
     records, evaluation = read(prompts), config.evaluation
 
@@ -103,12 +122,17 @@ def sample_checkpoints(
         )
     for out in others:
         _remove_pictures(out)
+    wanted = [w for out in adapters for w in _pictures(out, len(records), evaluation.images_per_prompt)]
+    missing = sum(not _is_whole(file) for _, _, file in wanted)
+    raw = 3 * math.prod(evaluated_policy(config).size)
+    require_free(next(iter(adapters)), missing * raw * _OF_RAW, f"{missing} pictures, by estimate")
 
     # Base and prompts, once.
-    model = load_model(config.policy, config.compute)
+    model = load_model(evaluated_policy(config), config.compute)
+    spread(model, config.compute, processes=1)
     drawing = _Drawing(model, make_schedule(model.sigmas(evaluation.steps), noise_level=0.0), records, evaluation, seed)
     text = model.encode([record.text for record in records])
-    if cut := cut_prompts(model.tokenizers(), records):
+    if cut := cut_prompts(model.text_blocks(), records):
         print(cut, file=sys.stderr)
 
     # Every checkpoint's pictures.
@@ -140,11 +164,10 @@ class _Drawing(NamedTuple):
 def _draw_missing(drawing: _Drawing, text: Text, out: Path, checkpoint: str) -> int:
     """Draw the pictures that `out` lacks under the adapter in use; returns how many."""
     model, schedule, records, evaluation, seed = drawing
-    wanted = []
     for number, record in enumerate(records):
-        folder = _folder(out, number, record)
-        wanted += [(number, k, folder / "samples" / f"{k:04d}.png") for k in range(evaluation.images_per_prompt)]
-    missing = [w for w in wanted if not w[2].exists()]
+        _write_metadata(out, number, record)
+    wanted = _pictures(out, len(records), evaluation.images_per_prompt)
+    missing = [w for w in wanted if not _is_whole(w[2])]
     if missing:
         code.record(out, "star.sampling.sample", fresh=len(missing) == len(wanted))
     bar = tqdm(total=len(missing), desc=f"sampling {checkpoint}", unit="image", mininterval=0.1 if sys.stderr.isatty() else 20)

@@ -16,7 +16,7 @@ from star.files import sha256
 from star.scoring.detection import RENAMED, Detection
 
 _CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
-_CHECKPOINT = "c9d0c4f2"  # how the SHA-256 of the weights begins that GenEval's evaluator downloads; their file name says it
+CHECKPOINT = "c9d0c4f2"  # how the SHA-256 of the weights begins that GenEval's evaluator downloads; their file name says it
 
 
 def translate(instances: object, classes: Sequence[str]) -> list[Detection]:
@@ -37,8 +37,8 @@ def checkpoint_digest(checkpoint: Path) -> str:
             f"evaluation/download_models.sh fetches"
         )
     digest = sha256(checkpoint)
-    if not digest.startswith(_CHECKPOINT):
-        raise InputError(f"scorers.geneval.model: {checkpoint} is not GenEval's checkpoint (SHA-256 {_CHECKPOINT}...)")
+    if not digest.startswith(CHECKPOINT):
+        raise InputError(f"scorers.geneval.model: {checkpoint} is not GenEval's checkpoint (SHA-256 {CHECKPOINT}...)")
     return digest
 
 

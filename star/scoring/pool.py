@@ -7,9 +7,10 @@ set its thread counts before numpy and torch read them.
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # are the trainer's, which ends its workers after itself
+
+
+@contextmanager
+def _without_stops() -> Iterator[None]:
+    """Hold signals back from processes that are started inside, which would meet them while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer stops first, and then its workers
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"), OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1")
 
@@ -99,8 +112,9 @@ class RewardPool:
             executor: Executor = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         else:
             executor = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker)
-        for _ in range(max(1, self._workers)):
-            executor.submit(_check, self._weights, self._scorers, ())
+        with _without_stops():
+            for _ in range(max(1, self._workers)):
+                executor.submit(_check, self._weights, self._scorers, ())
         return executor
 
     def _send(self, result: Future, work: Callable, *arguments: object) -> None:

@@ -20,7 +20,7 @@ from star.config import Remote
 from star.errors import InputError, ScorerFailed
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-_WAIT, _LONGEST = 0.5, 60.0  # seconds before the second try, doubled at each, and at most
+WAIT, _LONGEST = 0.5, 60.0  # seconds before the second try, doubled at each, and at most
 
 
 def headers(settings: Remote, key: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def headers(settings: Remote, key: str) -> dict[str, str]:
 def post(settings: Remote, url: str, body: dict, key: str) -> dict[str, Any]:
     """The JSON object that a service answers. Raises ScorerFailed, naming `key`, when it does not after all tries."""
     sent = headers(settings, key)
-    why, wait = "", _WAIT
+    why, wait = "", WAIT
     for attempt in range(settings.retries + 1):
         if attempt:
             time.sleep(min(wait, _LONGEST))

@@ -62,6 +62,9 @@ def scorer_class(name: str) -> type[Scorer]:
     elif name == "hpsv2":
         declare_torchvision()
         from star.scoring.hpsv2 import HpsScorer as Chosen
+    elif name == "imagereward":
+        declare_torchvision()
+        from star.scoring.imagereward import ImageRewardScorer as Chosen
     elif name == "aesthetic":
         declare_torchvision()
         from star.scoring.aesthetic import AestheticScorer as Chosen

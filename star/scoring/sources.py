@@ -20,6 +20,8 @@ def of_scorer(name: str, scorers: Scorers) -> list[Source | Package]:
         return [clipscore(scorers)]
     if name == "hpsv2":
         return [hpsv2_model(scorers), hpsv2_processor(scorers)]
+    if name == "imagereward":
+        return [imagereward(scorers)]
     if name == "aesthetic":
         return [aesthetic(scorers)]
     return []
@@ -96,6 +98,16 @@ def hpsv2_processor(scorers: Scorers) -> Source:
     """Tokenizer and image processor of the model that HPSv2 was trained from."""
     processor, revision = scorers.hpsv2.processor, scorers.hpsv2.processor_revision
     return Source("scorers.hpsv2.processor", processor, revision, ("tokenizer", "images"))
+
+
+def imagereward(scorers: Scorers) -> Source:
+    """The BLIP with ImageReward's head. Raises InputError when none is named."""
+    if scorers.imagereward.model is None:
+        raise InputError(
+            "scorers.imagereward.model: name a folder or repository with ImageReward's weights under transformers' names of "
+            "BLIP; its authors publish a pickle for their own package only (docs/scorers.md)"
+        )
+    return Source("scorers.imagereward.model", scorers.imagereward.model, scorers.imagereward.revision, ("model", "tokenizer"))
 
 
 def aesthetic(scorers: Scorers) -> Source:

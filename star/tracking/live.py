@@ -21,8 +21,8 @@ from star.tracking import store
 if TYPE_CHECKING:
     from star.tracking.mirror import Mirror
 
-_PAUSE = 2.0  # seconds at least between two updates
-_PATIENCE = 10.0  # seconds that the end of a training waits for the last update, and an update for the lock
+PAUSE = 2.0  # seconds at least between two updates
+PATIENCE = 10.0  # seconds that the end of a training waits for the last update, and an update for the lock
 
 
 class Live:
@@ -65,7 +65,7 @@ class Live:
         self._news.set()
         if not self._threads:
             return
-        self._threads[0].join(_PATIENCE)
+        self._threads[0].join(PATIENCE)
         if self._threads[0].is_alive() or self._complaint:
             print("not everything was sent to MLflow; `star log` sends the rest", file=sys.stderr, flush=True)
 
@@ -76,7 +76,7 @@ class Live:
             status = self._status  # read before the files are: when it is there, they are complete
             try:
                 mirror = mirror or self._mirror()
-                with store.client(self._config, _PATIENCE) as client:
+                with store.client(self._config, PATIENCE) as client:
                     self.sent += mirror.update(client)
                     if status is not None:
                         client.set_terminated(mirror.run_id, status)
@@ -88,7 +88,7 @@ class Live:
             self.seconds["send"] = time.thread_time()
             if status is not None:
                 return
-            self._closing.wait(_PAUSE)
+            self._closing.wait(PAUSE)
 
     def _mirror(self) -> "Mirror":
         from star.tracking.mirror import Mirror  # takes seconds, which are this thread's

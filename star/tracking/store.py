@@ -4,6 +4,7 @@ A sqlite database has one writer at a time: every access holds one file lock, so
 may mirror at once.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from star.config import Config
+from star.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +48,10 @@ def unsafe_while_training(config: Config) -> str | None:
 
 @contextmanager
 def client(config: Config, patience: float = -1) -> Iterator["MlflowClient"]:
-    """An MLflow client; a sqlite database is held alone, after waiting for `patience` seconds at most (-1: for ever)."""
+    """An MLflow client; a sqlite database is held alone, after waiting for `patience` seconds at most (-1: for ever).
+
+    Raises InputError when the database is of another version of MLflow, or none; OSError when the disk is full.
+    """
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     from filelock import FileLock
     from mlflow import MlflowClient
@@ -58,8 +63,39 @@ def client(config: Config, patience: float = -1) -> Iterator["MlflowClient"]:
         yield MlflowClient(uri(config))
         return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_suffix(".lock"), timeout=patience):
+    with FileLock(database.with_suffix(".lock"), timeout=patience), _explained(database):
         yield MlflowClient(uri(config))
+
+
+@contextmanager
+def _explained(database: Path) -> Iterator[None]:
+    """Turn what MLflow says of a database that it cannot use into InputError, and of a full disk into OSError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        yield
+    except (MlflowException, DatabaseError) as error:
+        said = " ".join(str(error).split())
+        if "disk is full" in said:
+            raise OSError(errno.ENOSPC, "the disk is full", str(database)) from None
+        if "database schema" in said or "locate revision" in said:
+            raise InputError(
+                f"{database}: made by another version of MLflow; copy it and run `mlflow db upgrade sqlite:///{database}` "
+                "where it is an earlier one, or move it away: `snakemake --forcerun log` makes it again"
+            ) from None
+        if "not a database" in said or "malformed" in said:
+            remedy = "move it away: `snakemake --forcerun log` makes it again"
+            raise InputError(f"{database}: is no database that can be read; {remedy}") from None
+        raise
+
+
+def require_usable(config: Config) -> None:
+    """Raise InputError when a database is there that MLflow cannot use; one that is missing is made later."""
+    database = _database(config)
+    if database is not None and database.exists():
+        with client(config):
+            pass
 
 
 def experiment(client: "MlflowClient", config: Config, name: str, about: str) -> str:

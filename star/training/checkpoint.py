@@ -4,6 +4,7 @@ Every random number is derived from (seed, epoch, prompt, rollout), so the state
 epoch, and no generator. A checkpoint appears whole or not at all: it is written beside its place and renamed.
 """
 
+import errno
 import itertools
 import json
 import re
@@ -12,12 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from star.config import RunSettings
 from star.config.key import training_key
 from star.errors import InputError
-from star.files import read_jsonl, sha256, write_json, write_jsonl
+from star.files import read_jsonl, settle, sha256, write_json, write_jsonl
 from star.layout import ADAPTER_FILE, Run, epoch_of
 from star.models import adapter
 from star.runtime import pick_precision
@@ -36,9 +38,22 @@ def _sort_header(file: Path) -> None:
 
 
 def save(folder: Path, learner: Learner, captured: Captured, epoch: int, key: str) -> None:
-    """Write the checkpoint `folder` of a captured learner atomically. `key` names the settings it belongs to."""
+    """Write the checkpoint `folder` of a captured learner atomically. `key` names the settings it belongs to.
+
+    It is on the disk before older ones are removed. Raises OSError on a full disk, and then leaves nothing behind.
+    """
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(draft, learner, captured, epoch, key)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft)
+        raise OSError(errno.ENOSPC, f"not written ({error}); the checkpoints before it stand", str(folder)) from None
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
+
+
+def _write(draft: Path, learner: Learner, captured: Captured, epoch: int, key: str) -> None:
     state = draft / "state"
     state.mkdir(parents=True)
     save_file(captured.weights, state / "weights.safetensors")
@@ -61,8 +76,7 @@ def save(folder: Path, learner: Learner, captured: Captured, epoch: int, key: st
         "sha256": files,
     }
     write_json(state / "progress.json", progress)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
+    settle(draft)
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -40,7 +40,7 @@ class Session:
     objective: Objective
     pool: RewardPool
     processes: Processes
-    regions: Callable[[Sequence[np.ndarray]], list[np.ndarray] | None]  # true objects of pictures; None where nobody knows
+    regions: Callable[[Sequence[np.ndarray], Sequence[Prompt]], list[np.ndarray] | None]  # true objects; None: nobody knows
 
 
 @dataclass(frozen=True)

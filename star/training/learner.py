@@ -108,14 +108,22 @@ class Learner:
         """Old weights = decay x old weights + (1 - decay) x weights."""
         torch._foreach_lerp_(self.old, [p.detach() for p in self.parameters], 1 - decay)
 
-    def backward(self, loss: torch.Tensor, step: int = 0) -> None:
-        """Add the gradient of a part of the loss, which belongs to a step."""
-        if not self.measures:
-            self.scaler.scale(loss).backward()
-            return
-        self._be_gradient(self.apart.get(step, [None] * len(self.parameters)))
+    def backward(self, loss: torch.Tensor, step: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Add the gradient of a part of the loss, which belongs to a step; zero where the loss does not depend on a parameter.
+
+        Returns the norm of what was added, and its `signal`.
+        """
+        if self.measures:
+            self._be_gradient(self.apart.get(step, [None] * len(self.parameters)))
+        before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         self.scaler.scale(loss).backward()
-        self.apart[step] = [p.grad for p in self.parameters]
+        for parameter in self.parameters:
+            if parameter.grad is None:  # what follows the last attention of a text stream reaches no picture
+                parameter.grad = torch.zeros_like(parameter)
+        added = [p.grad if b is None else p.grad - b for p, b in zip(self.parameters, before, strict=True)]
+        if self.measures:
+            self.apart[step] = [p.grad for p in self.parameters]
+        return torch.nn.utils.get_total_norm(added) / self.scaler.get_scale(), self._cosine_with_momentum(added)
 
     @property
     def measures(self) -> bool:
@@ -148,15 +156,17 @@ class Learner:
             whole = torch._foreach_add(whole, gradients) if whole else gradients
         self._be_gradient(whole)
 
-    @torch.no_grad()
     def signal(self) -> torch.Tensor | None:
         """The cosine of the added gradients with AdamW's momentum, -1..1; None before the first optimizer step.
 
         Near 0 the gradients of successive updates have nothing in common. A gradient that is not finite gives 0.
         """
+        return self._cosine_with_momentum([p.grad for p in self.parameters])
+
+    @torch.no_grad()
+    def _cosine_with_momentum(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
         if not self.optimizer.state:
             return None
-        gradients = [p.grad for p in self.parameters]
         momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters]
         inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
         norms = torch.nn.utils.get_total_norm(gradients) * torch.nn.utils.get_total_norm(momenta)

@@ -58,6 +58,14 @@ class Meter:
         for name, value in numbers.items():
             self._numbers[name].append((value, 1.0))
 
+    def add_gradient(self, norm: torch.Tensor, signal: torch.Tensor | None, *, count: int, total: int, step: int) -> None:
+        """Note the gradient of one point's share of an update's loss: the norm is that of the point's own mean loss."""
+        if count == 0:
+            return
+        self._numbers[f"grad_norm_step{step}"].append((norm, total / count))
+        if signal is not None:
+            self._numbers[f"gradient_signal_step{step}"].append((signal, 1.0))
+
     def note(self, **values: torch.Tensor | float) -> None:
         """Note numbers of the optimizer step."""
         for name, value in values.items():

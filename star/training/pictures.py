@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from star.config import published_epochs
+from star.config import evaluated_policy, published_epochs
 from star.files import whole, write_json
 from star.flow.schedule import make_schedule
 from star.layout import Run, epoch_of
+from star.models.door import at
+from star.models.memory import gathers
 from star.prompts.record import Prompt
 from star.sampling.sample import draw
 from star.training import health
@@ -24,8 +26,8 @@ from star.training import health
 if TYPE_CHECKING:
     from star.training.epoch import Session
 
-_OF_PROMPT = 2  # pictures: as few as tell whether they differ
-_TILE = 320  # pixels of a side at most, in the grid
+OF_PROMPT = 2  # pictures: as few as tell whether they differ
+TILE = 320  # pixels of a side at most, in the grid
 
 
 class Pictures:
@@ -36,9 +38,9 @@ class Pictures:
 
     def __init__(self, session: "Session", prompts: Sequence[Prompt], run: Run) -> None:
         self._session, self._prompts, self._run = session, list(prompts), run
-        model, steps = session.learner.policy.model, session.settings.evaluation.steps
-        self._schedule = make_schedule(model.sigmas(steps), noise_level=0.0)
-        self._text = model.encode([prompt.text for prompt in prompts]) if prompts else None
+        self._model = at(session.learner.policy.model, evaluated_policy(session.settings))
+        self._schedule = make_schedule(self._model.sigmas(session.settings.evaluation.steps), noise_level=0.0)
+        self._text = self._model.encode([prompt.text for prompt in prompts]) if prompts else None
         self._said: set[str] = set()
 
     def due(self, epoch: int) -> bool:
@@ -60,13 +62,13 @@ class Pictures:
         """Draw, measure and keep the pictures of an epoch; returns what metrics.jsonl says of them."""
         session, began = self._session, time.perf_counter()
         first = session.processes.rank == 0
-        if first or session.settings.compute.shard:
+        if first or gathers(session.settings.compute, session.processes.count):
             pictures = self._drawn()
         if not first:
             return {}
-        records = [prompt for prompt in self._prompts for _ in range(_OF_PROMPT)]
+        records = [prompt for prompt in self._prompts for _ in range(OF_PROMPT)]
         reward_P, _ = session.pool.submit(pictures, records).result()
-        groups = [pictures[i : i + _OF_PROMPT] for i in range(0, len(pictures), _OF_PROMPT)]
+        groups = [pictures[i : i + OF_PROMPT] for i in range(0, len(pictures), OF_PROMPT)]
         measured = {"reward": float(np.mean(reward_P)), **health.measure(groups)}
         with whole(self._run.picture(epoch)) as draft:
             _grid(groups).save(draft, "PNG")
@@ -78,9 +80,9 @@ class Pictures:
     def _drawn(self) -> list[np.ndarray]:
         """The pictures of all prompts, those of one prompt side by side; in batches of the rollouts' size at most."""
         learner, batch = self._session.learner, self._session.settings.rollout.batch
-        model, pictures = learner.policy.model, []
-        place_P = np.repeat(np.arange(len(self._prompts)), _OF_PROMPT)
-        names = [(prompt.id, k) for prompt in self._prompts for k in range(_OF_PROMPT)]
+        model, pictures = self._model, []
+        place_P = np.repeat(np.arange(len(self._prompts)), OF_PROMPT)
+        names = [(prompt.id, k) for prompt in self._prompts for k in range(OF_PROMPT)]
         with learner.policy.using(learner.ema.average):
             for start in range(0, len(names), batch):
                 chosen = np.arange(start, min(start + batch, len(names)))
@@ -120,5 +122,5 @@ def measured(run: Run) -> list[dict]:
 def _grid(groups: list[list[np.ndarray]]) -> Image.Image:
     """A prompt a column, its pictures below each other."""
     grid = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in zip(*groups, strict=True)], axis=0))
-    grid.thumbnail((len(groups) * _TILE, _OF_PROMPT * _TILE))
+    grid.thumbnail((len(groups) * TILE, OF_PROMPT * TILE))
     return grid

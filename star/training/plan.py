@@ -1,27 +1,37 @@
 """What a training will do and need, in numbers derived from its settings. Source: ours."""
 
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from star.config import RunSettings
+from star.config import PolicySettings, RunSettings, published_epochs
+from star.models.attention import kernels_of
 from star.models.door import FlowModel
+from star.models.memory import gathers, resident_bytes
 from star.models.policy import Policy
+from star.models.unloaded import give_device
 from star.objectives.door import make_objective
+from star.runtime import pick_precision
 from star.training.epoch import measured_steps, trained_steps
+from star.training.pictures import OF_PROMPT, TILE
 
 _GIB = 2**30
-_ADAPTER_COPIES = 7  # float32: weights, gradient, two moments of AdamW, average; a step's start and change
 
 
-def describe(settings: RunSettings, processes: int) -> list[str]:
-    """The batch numbers of an epoch, a line each."""
+def describe(settings: RunSettings, processes: int, branches: int) -> list[str]:
+    """The batch numbers of an epoch, a line each; a velocity costs `branches` passes of the transformer."""
     rollout, training, objective = settings.rollout, settings.training, make_objective(settings)
     images, trained = rollout.groups * rollout.group_size, trained_steps(rollout, 0, 1)
     batches, rounds = images // rollout.batch, -(-images // (rollout.batch * training.updates_per_epoch * processes))
-    points, cost = objective.points_a_sample(trained), passes(settings)
+    points, cost = objective.points_a_sample(trained), passes(settings, branches)
     learned = f"{points} of them trained" if objective.noisy else f"{points} noise levels of a picture trained"
     dropped = "; groups of equal rewards are dropped" if objective.drops_zero_advantage else ""
     prompts = f"{rollout.groups} prompts x {rollout.group_size}"
@@ -45,9 +55,9 @@ class Passes(NamedTuple):
     backward: int
 
 
-def passes(settings: RunSettings) -> Passes:
+def passes(settings: RunSettings, branches: int) -> Passes:
     """Count them from the settings."""
-    objective, branches = make_objective(settings), 2 if settings.policy.guidance > 1 else 1
+    objective = make_objective(settings)
     points = objective.points_a_sample(trained_steps(settings.rollout, 0, 1))
     return Passes(
         rollout=branches * settings.rollout.steps,
@@ -56,38 +66,129 @@ def passes(settings: RunSettings) -> Passes:
     )
 
 
+def for_a_card(settings: PolicySettings) -> bool:
+    """Whether the settings mean a GPU; one that they name need not be in this machine."""
+    return settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+
+
+def weightless(settings: PolicySettings) -> PolicySettings:
+    """The settings for a base without weights: on no device, in the precision of the one that is meant."""
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bfloat16" if for_a_card(settings) else str(pick_precision(settings)).removeprefix("torch.")
+    return settings.model_copy(update={"device": "meta", "precision": precision})
+
+
+@contextmanager
+def standing_in(model: FlowModel, settings: PolicySettings) -> Iterator[None]:
+    """Inside, a base without weights can run: on tensors without data, with the kernels of the device that is meant."""
+    with FakeTensorMode(allow_non_fake_inputs=True), kernels_of("cuda") if for_a_card(settings) else nullcontext():
+        for module in (model.transformer, model.decoder()):
+            give_device(module)
+        model.device = torch.device("cpu")
+        yield
+
+
 def describe_device(policy: Policy) -> str:
     """Where the transformer runs, and in which precision."""
     return f"device   {policy.device.type}, {str(policy.model.dtype).removeprefix('torch.')}"
 
 
+class Memory(NamedTuple):
+    """An estimate of what a process needs on its device: bytes by part, and the most at a time in each phase."""
+
+    parts: dict[str, float]
+    phases: dict[str, float]
+
+    @property
+    def peak(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.phases.__getitem__)
+
+
 def describe_memory(policy: Policy, settings: RunSettings, processes: int) -> list[str]:
-    """The estimate of `memory_bytes`, GiB, in lines."""
-    gib = {part: size / _GIB for part, size in memory_bytes(policy, settings, processes).items()}
+    """The estimate of `memory_of`, GiB, in lines."""
+    memory, batch = memory_of(policy, settings, processes), settings.rollout.batch
+    gib = {part: f"{size / _GIB:.2f}" for part, size in (memory.parts | memory.phases).items()}
+    old = f", old policy {gib['old policy']}" if memory.parts["old policy"] else ""
+    away = ""
+    if gathers(settings.compute, processes):
+        where = "in the CPU's memory" if settings.compute.offload == "blocks" else f"shared out over {processes} processes"
+        away = f" at a time, of {gib['whole transformer']} {where}"
     return [
-        f"memory   weights {gib['weights']:.2f} GiB, adapter with optimizer {gib['adapter']:.2f}, activations of a micro-"
-        f"batch of {settings.rollout.batch} {gib['activations']:.2f}; "
-        f"text encoders {gib['text encoders']:.2f} while prompts are encoded",
-        f"memory   estimated peak of a process {gib['peak']:.1f} GiB",
+        f"memory   GiB a process: transformer {gib['transformer']}{away}; autoencoder {gib['autoencoder']}",
+        f"memory   adapter {gib['adapter']}, its gradient {gib['gradient']}, AdamW {gib['optimizer']}, "
+        f"average {gib['average']}{old}, an optimizer step's start and change {gib['change']}",
+        f"memory   activations of a micro-batch of {batch} {gib['activations']}, its forward pass {gib['forward']}, "
+        f"decoding its pictures {gib['decode']}; text encoders {gib['text encoders']} while prompts are encoded",
+        "memory   with the weights: " + ", ".join(f"{phase} {gib[phase]}" for phase in memory.phases),
+        f"memory   estimated peak of a process {memory.phases[memory.peak] / _GIB:.1f} GiB ({memory.peak})",
     ]
 
 
-def memory_bytes(policy: Policy, settings: RunSettings, processes: int) -> dict[str, float]:
-    """An estimate of what a process needs on its device, bytes by part and at the `peak`.
+def describe_disk(policy: Policy, settings: RunSettings) -> list[str]:
+    """What a whole training leaves on the disk, from `disk_bytes`, in a line."""
+    gib = {part: size / _GIB for part, size in disk_bytes(policy, settings).items()}
+    published = len(published_epochs(settings))
+    return [
+        f"disk     states {gib['states']:.3f} GiB ({settings.checkpoints.keep_states} kept, and one while it is written), "
+        f"adapters {gib['adapters']:.3f} ({published} epochs), pictures at most {gib['pictures']:.3f}; "
+        f"in all {gib['all']:.3f}, however long it trains but for adapters and pictures"
+    ]
 
-    Weights and optimizer are counted, activations taken from the training's own forward pass, run without data. What the
-    autoencoder needs while it decodes, kernels' workspaces and fragmentation are not in it: leave a tenth and 2 GiB.
+
+def disk_bytes(policy: Policy, settings: RunSettings) -> dict[str, int]:
+    """Bytes that a training leaves at its end, by part and in `all`. Test pictures are not its own, nor a few kB an epoch.
+
+    A state has weights, average, two moments of AdamW and an old policy's weights. Pictures are counted uncompressed.
     """
-    model, compute = policy.model, settings.compute
-    shared = processes if compute.shard else 1
+    adapter = _bytes(policy.model.transformer, trained=True)
+    copies = 4 + ("old" in make_objective(settings).asks)
+    published, tracking = published_epochs(settings), settings.tracking
+    drawn = {0, *published, *range(tracking.every, settings.training.epochs + 1, tracking.every)} if tracking.prompts else ()
+    height, width = (min(TILE, side) for side in settings.policy.size)
     parts = {
-        "weights": _bytes(model.transformer, trained=False) / shared + _bytes(model.decoder()),
-        "adapter": (_ADAPTER_COPIES + measured_steps(settings, make_objective(settings)))
-        * _bytes(model.transformer, trained=True),
-        "activations": activation_bytes(model, settings.rollout.batch, compute.gradient_checkpointing),
+        "states": (settings.checkpoints.keep_states + 1) * copies * adapter,
+        "adapters": len(published) * adapter,
+        "pictures": len(drawn) * tracking.prompts * OF_PROMPT * height * width * 3,
+    }
+    return parts | {"all": sum(parts.values())}
+
+
+def memory_of(policy: Policy, settings: RunSettings, processes: int) -> Memory:
+    """The estimate for one process.
+
+    Weights, adapter and optimizer are counted. Activations are what autograd keeps of the training's own forward pass, run
+    without data; forward pass and decoding are what is alive at a time in them. Kernels' workspaces, what a backward pass needs
+    beside the activations, and fragmentation are not in it: leave a tenth and 2 GiB.
+    """
+    model, compute, batch = policy.model, settings.compute, settings.rollout.batch
+    adapter, objective = _bytes(model.transformer, trained=True), make_objective(settings)
+    x_shape = (batch, *model.geometry.latents)
+    parts = {
+        "whole transformer": _bytes(model.transformer, trained=False),
+        "transformer": resident_bytes(model, compute, processes),
+        "autoencoder": _bytes(model.decoder()),
+        "adapter": adapter,
+        "gradient": adapter * (1 + measured_steps(settings, objective)),
+        "optimizer": 2 * adapter,
+        "average": adapter,
+        "old policy": adapter if "old" in objective.asks else 0,
+        "change": 2 * adapter,
+        "activations": activation_bytes(model, batch, compute.gradient_checkpointing),
+        "forward": most_alive(model, lambda: model.velocity(torch.zeros(x_shape), 0.5, model.example_text(batch))),
+        "decode": most_alive(model, lambda: model.pixels(torch.zeros(x_shape))),
         "text encoders": sum(_bytes(encoder) for encoder in model.text_encoders()),
     }
-    return parts | {"peak": parts["weights"] + parts["adapter"] + max(parts["activations"], parts["text encoders"])}
+    kept = sum(parts[part] for part in ("transformer", "autoencoder", "adapter", "optimizer", "average", "old policy"))
+    phases = {
+        "prompts": kept + parts["text encoders"],
+        "rollout": kept + parts["forward"],
+        "pictures": kept + parts["decode"],
+        "update": kept + parts["gradient"] + parts["activations"],
+        "step": kept + parts["gradient"] + parts["change"],
+    }
+    return Memory(parts, phases)
 
 
 def _bytes(module: nn.Module, trained: bool | None = None) -> int:
@@ -105,9 +206,19 @@ def activation_bytes(model: FlowModel, batch: int, checkpointing: bool) -> int:
     return kept
 
 
+@contextmanager
+def _without_data(model: FlowModel, *modules: nn.Module) -> Iterator[set[int]]:
+    """Inside, the modules run on tensors without data; yields the storages of their weights."""
+    running = detect_fake_mode()
+    eager = torch.compiler.set_stance("force_eager")  # compiled code reads what is not there
+    with eager, running or FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(model.device):
+        held = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        alive = [t if isinstance(t, FakeTensor) else mode.from_tensor(t) for t in held]
+        yield {t.untyped_storage()._cdata for t in alive}
+
+
 def saved_for_backward(model: FlowModel, batch: int) -> int:
     """Bytes that autograd saves in the model's velocity, beside the weights, found with tensors that have no data."""
-    transformer = model.transformer
     alive: list[torch.Tensor] = []  # an address must not come back
     saved: dict[int, int] = {}
 
@@ -116,10 +227,37 @@ def saved_for_backward(model: FlowModel, batch: int) -> int:
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    eager = torch.compiler.set_stance("force_eager")  # compiled code reads what is not there
-    with eager, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device(model.device):
-        alive += [mode.from_tensor(t) for t in (*transformer.parameters(), *transformer.buffers())]
-        weights = {t.untyped_storage()._cdata for t in alive}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.velocity(torch.zeros(batch, *model.geometry.latents), 0.5, model.example_text(batch))
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with _without_data(model, model.transformer) as weights, hooks:
+        model.velocity(torch.zeros(batch, *model.geometry.latents), 0.5, model.example_text(batch))
     return sum(size for storage, size in saved.items() if storage not in weights)
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators make, while they are alive; storages of `weights` are not theirs."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.now, self.most, self._weights = 0, 0, weights
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+        out = func(*args, **kwargs or {})
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self._weights and storage not in self._seen:
+                self._seen.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return out
+
+    def _count(self, change: int) -> None:
+        self.now += change
+        self.most = max(self.most, self.now)
+
+
+def most_alive(model: FlowModel, run: Callable[[], object]) -> int:
+    """The most bytes that are alive at a time while `run` uses the model without gradients, beside its weights."""
+    with torch.no_grad(), _without_data(model, model.transformer, model.decoder()) as weights, _Alive(weights) as alive:
+        run()
+    return alive.most

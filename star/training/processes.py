@@ -8,6 +8,8 @@ Shapes: B rollouts of the epoch, R rollouts held by this process.
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,13 +21,17 @@ from torch import distributed
 
 from star.errors import InputError, Preempted
 
+_STOPS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "the closed terminal"}
+_HANDED_ON = 3.0  # seconds in which a launcher hands on the Ctrl-C that a terminal has sent to everybody
+
 
 class Processes:
     """The processes of this training, `count` in all; this one is `rank`. One alone needs no launcher and exchanges nothing."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self._asked_to_stop = False
+        self._asked_to_stop: str | None = None  # by what
+        self._asked_at = 0.0
         if (gpu := int(os.environ.get("LOCAL_RANK", 0))) < torch.cuda.device_count():  # else this one trains on the CPU
             torch.cuda.set_device(gpu)
         if self.count > 1 and not distributed.is_initialized():
@@ -34,26 +40,40 @@ class Processes:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note SIGTERM inside, for `stop_if_asked`."""
+        """Note SIGTERM, Ctrl-C and a closed terminal inside, for `stop_if_asked`; a second Ctrl-C ends the process at once.
 
-        def note(*_: object) -> None:
-            self._asked_to_stop = True
-
-        before = signal.signal(signal.SIGTERM, note)
+        A signal that is ignored, as `nohup` has it, stays ignored.
+        """
+        heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heeded}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        again = number == signal.SIGINT and self._asked_to_stop == _STOPS[signal.SIGINT]
+        if again and (self.count == 1 or time.monotonic() - self._asked_at > _HANDED_ON):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if self._asked_to_stop is None:
+            self._asked_to_stop, self._asked_at = _STOPS[signal.Signals(number)], time.monotonic()
+            if number == signal.SIGINT and self.rank == 0 and sys.stderr.isatty():  # a person waits
+                os.write(
+                    sys.stderr.fileno(),
+                    b"\nstopping; Ctrl-C again ends at once, and the epochs since the last state are lost\n",
+                )
 
     def stop_if_asked(self) -> None:
         """Raise Preempted in every process when one of them was asked to stop. All must call it equally often."""
         asked = self._asked_to_stop
         if self.count > 1:
-            flag = torch.tensor(int(asked))
+            flag = torch.tensor(list(_STOPS.values()).index(asked) + 1 if asked else 0)
             distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-            asked = bool(flag)
+            asked = list(_STOPS.values())[int(flag) - 1] if flag else None
         if asked:
-            raise Preempted("stopped by SIGTERM")
+            raise Preempted(f"stopped by {asked}")
 
     def share(self, items: Sequence) -> Sequence:
         """This process's part of `items`: every count-th."""
@@ -131,5 +151,5 @@ class Processes:
 
     def close(self) -> None:
         """Leave the group of processes."""
-        if self.count > 1:
+        if distributed.is_initialized():  # also that of one process, whose base is offloaded
             distributed.destroy_process_group()

@@ -127,7 +127,7 @@ def _sample_groups(session: "Session", epoch: "Epoch", prompts: range) -> Rollou
             raise Diverged(why)
         pictures = model.decode(batch.latents_BSCHW[:, -1])
         scored.append(session.pool.submit(pictures, prompts))
-        if session.settings.allocation.source != "none" and (masks := session.regions(pictures)) is not None:
+        if session.settings.allocation.source != "none" and (masks := session.regions(pictures, prompts)) is not None:
             shares.append(token_shares(masks, model.geometry.tokens))
         parts.append(Trajectory(*(None if x is None else x.cpu() for x in vars(batch).values())))
     sampled = time.perf_counter()

@@ -1,13 +1,13 @@
 """Stage: training. Epochs, metrics.jsonl, checkpoints, resume; in as many processes as were launched."""
 
-import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from star import code
@@ -17,17 +17,19 @@ from star.config import RunSettings, published_epochs
 from star.errors import Diverged, InputError, Preempted, Stalled
 from star.files import read_jsonl, write_json, write_text
 from star.layout import Run
-from star.models.door import load_model
+from star.models.door import FlowModel, load_model, unloaded_model
+from star.models.memory import gathers, spread
 from star.models.policy import Policy
+from star.models.unloaded import configurations_of
 from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.runtime import environment
 from star.scoring.pool import RewardPool
-from star.training import checkpoint, health, pictures
+from star.training import checkpoint, folder, health, pictures
 from star.training.epoch import Session, last_trained, measured_steps, run_epoch, trained_steps, weighted_steps
 from star.training.learner import Captured, Learner
 from star.training.pictures import Pictures
-from star.training.plan import describe, describe_device, describe_memory
+from star.training.plan import describe, describe_device, describe_disk, describe_memory, standing_in, weightless
 from star.training.processes import Processes
 from star.worlds.door import world
 
@@ -121,7 +123,10 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
 
 def make_policy(settings: RunSettings, seed: int) -> Policy:
     """The base with a fresh adapter, its attention ready to be recorded where maps are made."""
-    model = load_model(settings.policy, settings.compute)
+    return _with_adapter(load_model(settings.policy, settings.compute), settings, seed)
+
+
+def _with_adapter(model: FlowModel, settings: RunSettings, seed: int) -> Policy:
     if blocks := recorded_blocks(settings.allocation):
         model.watch(blocks, settings.allocation.heads)
     return Policy(model, settings.policy.lora, seed)
@@ -131,8 +136,14 @@ def plan(settings: RunSettings, seed: int, prompts: Sequence[Prompt]) -> None:
     """Print what `train` would do and need with compute.processes, and do nothing. Raises InputError as `train` does."""
     processes = settings.compute.processes
     check(settings, prompts, processes)
-    policy = make_policy(settings, seed)
-    print(*describe(settings, processes), describe_device(policy), *describe_memory(policy, settings, processes), sep="\n")
+    chosen = weightless(settings.policy)
+    with torch.device("meta"):
+        policy = _with_adapter(unloaded_model(chosen, settings.compute), settings, seed)
+    lines = describe(settings, processes, policy.model.passes)
+    with standing_in(policy.model, settings.policy):
+        lines += describe_memory(policy, settings, processes)
+    lines += describe_disk(policy, settings)
+    print(*lines, f"base     {configurations_of(chosen).source}: its configurations alone, no weights", sep="\n")
 
 
 def train(
@@ -146,15 +157,33 @@ def train(
     """Train one method on one task into `out`, resuming from its newest checkpoint.
 
     Checkpoints of other settings or weights raise InputError, or are set aside to `start_over`. Raises InputError on settings
-    that do not fit and on prompts that cannot be scored, before any work; RuntimeError when rollout and update disagree;
-    ScorerFailed; Diverged on numbers that are not finite and above training.max_kl, after training.step_backs; Preempted, when
-    asked to stop, after writing a checkpoint of the last whole epoch; Stalled, after writing one, where
-    training.stop_without_advantage or training.stop_without_better says so.
+    that do not fit, on prompts that cannot be scored, on a folder that another training holds and on a full disk, before any
+    work; RuntimeError when rollout and update disagree; ScorerFailed; Diverged on numbers that are not finite and above
+    training.max_kl, after training.step_backs; Preempted, when asked to stop, after writing a checkpoint of the last whole
+    epoch; Stalled, after writing one, where training.stop_without_advantage or training.stop_without_better says so.
     """
-    # What there is to go on from.
     processes = Processes()
     check(settings, prompts, processes.count)
-    run, key = Run(out), checkpoint.key_of(settings)
+    run, hold = Run(out), ExitStack()
+    processes.from_first(lambda: hold.enter_context(folder.held(run.folder)))
+    with hold:
+        _train_alone(settings, seed, prompts, run=run, start_over=start_over, watched=watched, processes=processes)
+    processes.close()
+
+
+def _train_alone(
+    settings: RunSettings,
+    seed: int,
+    prompts: Sequence[Prompt],
+    *,
+    run: Run,
+    start_over: bool,
+    watched: Watched,
+    processes: Processes,
+) -> None:
+    """`train` in a folder that no other training holds."""
+    # What there is to go on from.
+    key = checkpoint.key_of(settings)
     newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
 
     # The learner, as it was then.
@@ -168,12 +197,13 @@ def train(
     )
     untrained = learner.capture() if settings.training.step_backs else None
     done = checkpoint.resume(newest, learner)
+    processes.from_first(lambda: folder.keep_epochs(run.metrics, done))
     for earlier in processes.from_first(lambda: checkpoint.step_backs(run)):
         learner.slow_down(earlier["factor"])
+    processes.from_first(lambda: folder.require_disk(run, learner, settings))
     if processes.rank == 0:
         _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
-    if settings.compute.shard and processes.count > 1:
-        learner.policy.shard(processes.count)
+    spread(learner.policy.model, settings.compute, processes.count)
 
     # Epochs, each with its line of metrics.
     bar = tqdm(
@@ -212,29 +242,20 @@ def train(
             _stop_if_stalled(session, run, epoch, key)
             done = epoch
             bar.update()
-    processes.close()
 
 
 def _announce(settings: RunSettings, policy: Policy, prompts: Sequence[Prompt], *, run: Run, done: int, processes: int) -> None:
-    """Write what the run is and runs on, cut metrics of epochs that are done again, and say what is ahead."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    """Write what the run is and runs on, and say what is ahead."""
     write_text(run.settings, settings.model_dump_json(indent=1))
     here = environment(policy.device) | {"precision": str(policy.model.dtype)}
     write_json(run.environment, here)
     code.record(run.folder, "star.training.train", fresh=done == 0)
-    _keep_rows(run.metrics, done)
-    lines = [*describe(settings, processes), describe_device(policy)]
-    if policy.device.type == "cuda":
+    lines = [*describe(settings, processes, policy.model.passes), describe_device(policy)]
+    if policy.device.type == "cuda" and not gathers(settings.compute, processes):  # else not all of it is there
         lines += describe_memory(policy, settings, processes)
-    if cut := cut_prompts(policy.model.tokenizers(), prompts):
+    if cut := cut_prompts(policy.model.text_blocks(), prompts):
         lines.append(cut)
     print(*lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def _keep_rows(file: Path, epochs: int) -> None:
-    """Cut metrics of epochs that a resumed run does again."""
-    rows = file.read_text(encoding="utf-8").splitlines()[:epochs] if file.exists() else []
-    write_text(file, "".join(row + "\n" for row in rows))
 
 
 def _epoch_or_stop(session: Session, epoch: int, *, first: bool, run: Run, key: str) -> dict:
@@ -259,8 +280,7 @@ def _note(session: Session, fixed: Pictures, row: dict, run: Run) -> None:
     if fixed.due(row["epoch"]):
         row |= fixed.take(row["epoch"])
     if session.processes.rank == 0:
-        with run.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        folder.add_line(run.metrics, row)
 
 
 def _require_near_base(settings: RunSettings, row: dict) -> None:
@@ -285,7 +305,7 @@ def _step_back(session: Session, why: Diverged, epoch: int, *, run: Run, key: st
     done = checkpoint.resume(back_to, learner)
     learner.slow_down(factor)
     if processes.rank == 0:
-        _keep_rows(run.metrics, done)
+        folder.keep_epochs(run.metrics, done)
         tqdm.write(
             f"warning: {why}; going on from epoch {done} at the learning rate {learner.settings.learning_rate:.3g}, step back "
             f"{learner.step_backs} of {training.step_backs} (training.step_backs)",

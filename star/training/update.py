@@ -140,7 +140,8 @@ def accumulate(
             share_M = share_RT[rollouts.places(rows_M), point.index].to(device)
             shared = sums | {"policy_loss": (terms.parts["policy_loss"][1] * weight_M * share_M).sum()}
             loss = sum(weight * shared[name] for name, (weight, _) in terms.parts.items())
-            learner.backward(loss, point.step)
+            norm, signal = learner.backward(loss, point.step)
+            meter.add_gradient(norm, signal, count=count, total=total, step=point.step)
             meter.add(terms, sums | {"loss": loss}, count=count, total=total, step=point.step, prompts=prompts)
     return meter
 

@@ -68,8 +68,11 @@ class World(Protocol):
     def files(self, prompt_set: str, split: str, prompts: "Prompts") -> Sequence[PromptFile]:
         """The published files that a split is made from; none where it is generated."""
 
-    def regions(self, pictures: "Sequence[np.ndarray]") -> "list[np.ndarray] | None":
-        """Where pictures, uint8 [H, W, 3], show what they were asked for: bool [H, W] each. None: the truth is unknown."""
+    def regions(self, pictures: "Sequence[np.ndarray]", prompts: Sequence[Prompt] = ()) -> "list[np.ndarray] | None":
+        """Where pictures, uint8 [H, W, 3], show what they were asked for: bool [H, W] each. None: the truth is unknown.
+
+        Without their `prompts` it is every object that they show.
+        """
 
     def detector(self) -> Detector | None:
         """The world's own detector; None where pictures need one that is trained on photographs."""

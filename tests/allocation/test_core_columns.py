@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from records import asked
 
 from star import cli
-from star.allocation.columns import chosen_spans, core_columns, cut_prompts, token_columns
+from star.allocation.columns import TextBlock, chosen_spans, core_columns, cut_prompts, span_columns
 from star.models.door import FlowModel
 from star.pretraining import base
 from star.prompts.record import Span
@@ -44,7 +44,7 @@ def _span(prompt: str, text: str, nth: int = 0, kind: str = "object") -> Span:
 def test_the_tokens_of_a_span(prompt: str, text: str, nth: int, clip: list[str] | None, t5: list[str]) -> None:
     span = _span(prompt, text, nth)
     for tokenizer, expected in ((CLIP, clip), (T5, t5)):
-        columns = token_columns(tokenizer, prompt, span, 16)
+        columns = TextBlock("", tokenizer, 16).columns(prompt, span)
         ids = tokenizer(prompt, truncation=True, max_length=16).input_ids
         tokens = [t for t in tokenizer.convert_ids_to_tokens([ids[c] for c in columns]) if t != "▁"]
         if expected is None:
@@ -52,7 +52,9 @@ def test_the_tokens_of_a_span(prompt: str, text: str, nth: int, clip: list[str] 
         else:
             assert tokens == expected
     start = _span("a ring and a ring", "ring", 1).start
-    assert token_columns(CLIP, "a ring and a ring", Span("", start, start, "object"), 16) == []  # an empty span has no token
+    assert (
+        TextBlock("", CLIP, 16).columns("a ring and a ring", Span("", start, start, "object")) == []
+    )  # an empty span has no token
 
 
 @settings(deadline=None, max_examples=100)
@@ -62,7 +64,7 @@ def test_never_special_never_padding_always_inside(words: list[str], data: st.Da
     i = data.draw(st.integers(0, len(words) - 1))
     start = sum(len(w) + 1 for w in words[:i])
     for tokenizer in (CLIP, T5):
-        columns = token_columns(tokenizer, prompt, Span(words[i], start, start + len(words[i]), "object"), 16)
+        columns = TextBlock("", tokenizer, 16).columns(prompt, Span(words[i], start, start + len(words[i]), "object"))
         padded = tokenizer(prompt, truncation=True, max_length=16, padding="max_length").input_ids
         tokens = tokenizer.convert_ids_to_tokens(padded)
         assert all(tokens[c] not in tokenizer.all_special_tokens for c in columns)
@@ -87,19 +89,20 @@ def test_truncated_spans_are_dropped_counted_and_said_once(model: FlowModel) -> 
     long, short = " ".join(["circle"] * 20) + " ring", "a ring"
     prompts = [asked(text, core=(_span(text, "ring"),)) for text in (long, short)]
     assert core_columns(model, prompts).weight_BK.sum(1).tolist() == [0, 1]
-    said = cut_prompts([(CLIP, 16), (T5, 16)], prompts)
+    said = cut_prompts([TextBlock("", CLIP, 16), TextBlock("", T5, 16)], prompts)
     assert said.startswith("1 of 2 prompts are cut (1 by CLIPTokenizer at 16 tokens, 1 by T5Tokenizer at 16 tokens)")
     assert f"sees 1 core spans, as 'ring' of '{long}'" in said and "\n" not in said
-    assert cut_prompts([(CLIP, 16), (T5, 32)], prompts).endswith("no core span is lost")
-    assert cut_prompts([(CLIP, 32), (T5, 32)], prompts) is None
-    assert cut_prompts([(CLIP, 16)], []) is None
+    assert cut_prompts([TextBlock("", CLIP, 16), TextBlock("", T5, 32)], prompts).endswith("no core span is lost")
+    assert cut_prompts([TextBlock("", CLIP, 32), TextBlock("", T5, 32)], prompts) is None
+    assert cut_prompts([TextBlock("", CLIP, 16)], []) is None
 
 
 def test_without_t5_the_columns_are_clips_alone(model: FlowModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = "a red ring"
-    both = model.span_columns(prompt, [_span(prompt, "ring"), _span(prompt, "red", kind="attribute")])
+    spans = [_span(prompt, "ring"), _span(prompt, "red", kind="attribute")]
+    both = [span_columns(model.text_blocks(), prompt, span) for span in spans]
     monkeypatch.setattr(model.pipe, "text_encoder_3", None)
-    alone = model.span_columns(prompt, [_span(prompt, "ring"), _span(prompt, "red", kind="attribute")])
+    alone = [span_columns(model.text_blocks(), prompt, span) for span in spans]
     assert alone == [[3], [2]] and [[c for c in columns if c < 16] for columns in both] == alone
     assert all(max(columns) >= 16 for columns in both)
 
@@ -115,7 +118,7 @@ def test_show_core_prints_the_marked_prompt_and_each_encoders_columns(
     assert cli.main(["prompts", "--show-core", str(file), *override]) == 0
     first, *encoders = capsys.readouterr().out.splitlines()
     assert first == 'a [red|attribute] [ring|object] and a sign that says "[KAT|text]"'
-    assert [line.split()[0] for line in encoders] == ["clip-l", "clip-g", "t5"]
+    assert [line.split()[0] for line in encoders] == ["clip", "t5"]
     assert encoders[0].split(None, 1)[1] == "red = 2:red</w>; ring = 3:ring</w>; KAT = 10:k 11:a 12:t</w>"
     assert cli.main(["prompts", "--task", "letters", "--split", "test"]) == 2
     assert "--out: say which, or use --show-core FILE" in capsys.readouterr().err
@@ -136,7 +139,8 @@ def test_a_words_columns_are_its_own_and_every_column_has_one_word(words: list[s
     starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
     for tokenizer in (CLIP, T5):
         columns = [
-            token_columns(tokenizer, prompt, Span(w, s, s + len(w), "object"), 16) for s, w in zip(starts, words, strict=True)
+            TextBlock("", tokenizer, 16).columns(prompt, Span(w, s, s + len(w), "object"))
+            for s, w in zip(starts, words, strict=True)
         ]
         flat = [c for found in columns for c in found]
         assert len(flat) == len(set(flat)) and flat == sorted(flat)

@@ -1,4 +1,4 @@
-"""Allocation maps and the spatially weighted objective: the exactness that method section 3 asks for."""
+"""Allocation maps and the spatially weighted objective: exact as docs/method.md says."""
 
 import itertools
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from star import layout
-from star.analysis import results
+from star.analysis import results, words
 from star.analysis.write import write
 from star.config import Config, parse
 from star.errors import InputError
@@ -37,7 +37,11 @@ def _config(folder: Path) -> Config:
             "shapes": {"prompts": "shapes", "reward": {"geneval": 1.0}},
             "words": {"prompts": "letters", "reward": {"ocr": 1.0}, "report": ["ocr", "pickscore"]},
         },
-        "methods": {m: {} for m in ("flow_grpo", "star", "random")},
+        "methods": {
+            "flow_grpo": {},
+            "star": {"allocation": {"source": "uniform"}},
+            "random": {"allocation": {"source": "uniform", "control": "random"}},
+        },
     }
     return parse(data, "synthetic.yaml")
 
@@ -156,7 +160,7 @@ def test_every_reported_scorer_has_its_column(written: Path):
     assert rows["words", "star", "pickscore"] == pytest.approx(10 * rows["words", "star", "ocr"])
     assert rows["words", "star", "pickscore-minus-flow_grpo"] == pytest.approx(2.5)
     assert set(rows["shapes"].index.get_level_values("metric").str.partition("-minus-").get_level_values(0)) == {"geneval"}
-    header = (written / "tables/main.md").read_text(encoding="utf-8").splitlines()[4]
+    header = (written / "tables/main.md").read_text(encoding="utf-8").splitlines()[6]
     columns = [cell.strip().partition(" (")[0] for cell in header.split("|")[1:-1]]
     assert columns == ["method", "shapes", "words", "words: pickscore"]
 
@@ -194,6 +198,37 @@ def test_ablation_is_right(written: Path):
     assert rows.loc[("words", "star"), ["diff", "diff_low", "diff_high"]].tolist() == pytest.approx([0.25] * 3)
     assert rows.loc[("words", "random"), "reward_last_fifth"] == pytest.approx(0.95)  # epochs 9 and 10
     assert np.isnan(rows.loc[("words", "flow_grpo"), "diff"])
+
+
+def test_the_first_line_says_in_words_what_the_table_shows(written: Path):
+    first = (written / "tables/main.md").read_text().splitlines()[0]
+    assert first.startswith(
+        "shapes: flow_grpo (0.188), star (0.438) and random (0.188) are above the untrained model's 0.062; "
+        "star is ahead of flow_grpo and random. words:"
+    )
+    assert first.endswith(
+        "These are 2 training seeds; the intervals are over prompts alone, and the evidence has those over seeds."
+    )
+
+
+def test_words_say_no_more_than_the_intervals(tmp_path: Path):
+    config = _config(tmp_path).model_copy(update={"seeds": [0]})
+    rows = [
+        ("words", "base", "ocr", 0.5, 0.4, 0.6),
+        *(("words", method, "ocr", mean, 0, 1) for method, mean in (("flow_grpo", 0.7), ("star", 0.3), ("random", 0.5))),
+        ("words", "flow_grpo", "ocr-minus-base", 0.2, 0.1, 0.3),
+        ("words", "star", "ocr-minus-base", -0.2, -0.3, -0.1),
+        ("words", "random", "ocr-minus-base", 0.0, -0.1, 0.1),
+        ("words", "star", "ocr-minus-flow_grpo", -0.4, -0.5, -0.3),
+        ("words", "star", "ocr-minus-random", -0.2, -0.4, 0.0),
+    ]
+    main = pd.DataFrame(rows, columns=["task", "method", "metric", "mean", "ci_low", "ci_high"])
+    only = config.model_copy(update={"tasks": {"words": config.tasks["words"]}})
+    assert words.sentences(only, main) == [
+        "words: flow_grpo (0.700) is above the untrained model's 0.500; star (0.300) is below the untrained model's 0.500; "
+        "random (0.500) is not told apart from its 0.500; star is behind flow_grpo; star is not told apart from random.",
+        "This is one training seed: it compares these adapters, not the methods.",
+    ]
 
 
 def test_tables_can_be_read(written: Path):
@@ -243,7 +278,11 @@ def test_a_config_without_geneval_is_tabulated(tmp_path: Path):
 
 def test_a_method_of_one_task_is_tabulated_there_alone(tmp_path: Path):
     config = _config(tmp_path)
-    config = parse(config.model_dump() | {"methods": {"flow_grpo": {}, "star": {"tasks": ["shapes"]}}}, "x.yaml")
+    config = parse(
+        config.model_dump()
+        | {"methods": {"flow_grpo": {}, "star": {"tasks": ["shapes"], "allocation": {"source": "uniform"}}}},
+        "x.yaml",
+    )
     _fill(config)
     write(config, tmp_path / "out")
     main = pd.read_csv(tmp_path / "out/tables/main.csv")

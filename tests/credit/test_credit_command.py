@@ -74,8 +74,7 @@ def test_a_stopped_measurement_goes_on_with_more_allocations_to_the_same_bytes(
         save(*arguments)
 
     monkeypatch.setattr(measure, "save_file", until)
-    with pytest.raises(KeyboardInterrupt):
-        credit(random_base, out, allocations=("inverse",))
+    assert credit(random_base, out, allocations=("inverse",)) == 130
     (out / "batches" / "0004" / ".scalar.123.safetensors").write_bytes(b"half a file")  # of a killed process
     assert len(list(out.rglob("batches/*/[!.]*.safetensors"))) == 5  # after AdamW's scale two batches and a half
     monkeypatch.setattr(measure, "save_file", save)

@@ -96,7 +96,7 @@ def test_what_allocations_look_at_is_kept_apart(random_base: Path) -> None:
         "deviation": own.model_copy(update={"source": "deviation"}),
     }
 
-    def regions(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    def regions(pictures: list[np.ndarray], prompts: object = ()) -> list[np.ndarray]:
         return [np.arange(64 * 64).reshape(64, 64) % 64 < 20 for _ in pictures]
 
     with sampled(random_base, *FLOW) as (made, epoch, _):

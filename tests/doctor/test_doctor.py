@@ -239,7 +239,7 @@ def test_the_scorers_of_a_configuration(file: str, tasks: str, expected: set) ->
 
 
 def test_packages_are_those_of_pyproject(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = [str(r) for extra in ("", "easyocr", "slurm") for r in packages._requirements(extra)]
+    installed = [str(r) for extra in ("", "easyocr", "slurm") for r in packages.requirements(extra)]
     versions = {"torch": "2.12.0", "mlflow": None, "easyocr": None, "torchvision": None}
 
     def version(name: str, true: object = metadata.version) -> str:
@@ -260,7 +260,7 @@ def test_packages_are_those_of_pyproject(monkeypatch: pytest.MonkeyPatch) -> Non
         "package mlflow is missing: run `make install`",
     ]
     assert all("pip install torch==2.13.0 -e '.[easyocr]'" in line for line in wrong[2:]) and len(wrong) == 4
-    known = {str(r) for extra in ("", "easyocr", "slurm") for r in packages._requirements(extra)}
+    known = {str(r) for extra in ("", "easyocr", "slurm") for r in packages.requirements(extra)}
     assert set(installed) <= known and len(found) == len(known)
     assert not any("easyocr" in line for _, line in packages.check(_config()))
 
@@ -293,27 +293,37 @@ def test_published_prompts_are_found_and_verified(
     assert "prompts.mirror: no file" in mirrored[3]
 
 
-def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
+def _database(folder: Path) -> tuple[bool, str]:
+    """What the doctor says of the database in a folder of results."""
+    return list(machine.check(_config(f"results={folder}")))[-1]
+
+
+def test_the_database_is_judged_and_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     database = tmp_path / "mlflow.db"
-    assert machine._mlflow(database) == (True, f"MLflow: {database} will be made by the first run")
+    assert _database(tmp_path) == (True, f"MLflow: {database} will be made by the first run")
     assert not database.exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/made.db")
     client.create_run(client.create_experiment("some"))
     shutil.copy(tmp_path / "made.db", database)
     content = database.read_bytes()
-    assert machine._mlflow(database) == (True, f"MLflow: {database} holds 1 runs; compare them with `make ui`")
+    assert _database(tmp_path) == (True, f"MLflow: {database} holds 1 runs; compare them with `make ui`")
     assert database.read_bytes() == content
-    older, other = tmp_path / "older.db", tmp_path / "other.db"
+    older, other = tmp_path / "older/mlflow.db", tmp_path / "other/mlflow.db"
+    older.parent.mkdir()
+    other.parent.mkdir()
     shutil.copy(database, older)
     with sqlite3.connect(older) as connection:
         connection.execute("update alembic_version set version_num = '451aebb31d03'")
-    fine, line = machine._mlflow(older)
+    fine, line = _database(older.parent)
     assert not fine and "out-of-date database schema" in line and line.endswith(f"`mlflow db upgrade sqlite:///{older}`")
     other.write_bytes(b"no database" * 100)
-    fine, line = machine._mlflow(other)
+    fine, line = _database(other.parent)
     assert not fine and "file is not a database" in line and "\n" not in line
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.parametrize(
@@ -329,16 +339,20 @@ def test_the_database_is_judged_and_not_touched(tmp_path: Path) -> None:
         ((9, 0), ["gfx90a", "gfx942"], True),
     ],
 )
-def test_kernels_of_a_gpus_generation(capability: tuple[int, int], compiled: list[str], runs: bool) -> None:
-    assert machine._has_kernels(*capability, compiled) == runs
+def test_kernels_of_a_gpus_generation(
+    gpus: None, capability: tuple[int, int], compiled: list[str], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: compiled)
+    major, minor = capability
+    said = f"GPU: this torch has no kernels for its generation, sm_{major}{minor}"
+    wrong = [line for fine, line in machine.check(_config()) if not fine]
+    assert any(line.startswith(said) for line in wrong) != runs
 
 
-def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _config("policy.device=cuda", "scorers.device=cuda", "compute.processes=4")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert next(line for fine, line in machine._gpu(config) if not fine).startswith(
-        "policy.device: cuda, but torch sees no GPU"
-    )
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs without bfloat16, as torch would speak of them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
@@ -346,18 +360,28 @@ def test_gpus_and_what_they_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
-    found = list(machine._gpu(config))
+
+
+def test_a_gpu_that_is_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wrong = [line for fine, line in machine.check(_config("policy.device=cuda")) if not fine]
+    assert wrong[0].startswith("policy.device: cuda, but torch sees no GPU")
+
+
+def test_gpus_and_what_they_compute_in(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config("policy.device=cuda", "scorers.device=cuda", "compute.processes=4")
+    found = list(machine.check(config))
     assert found[0] == (True, "GPU H100: 30 of 80 GiB free")
     assert found[1] == (False, "compute.processes: 4 on a machine, 2 GPUs here; lower it")
     assert found[2] == (False, "policy.precision: bfloat16, but this GPU lacks it; use float16")
     config = _config("policy.device=cpu", "scorers.device=cuda", "scorers.pickscore.precision=bfloat16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": True})
-    assert list(machine._gpu(config))[1:3] == [
+    assert list(machine.check(config))[1:3] == [
         (True, "policy.precision: bfloat16, which the processor has"),
         (False, "scorers.pickscore.precision: bfloat16, but this GPU lacks it; use float16"),
     ]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert list(machine._gpu(config))[1] == (
+    assert list(machine.check(config))[1] == (
         False,
         "policy.precision: bfloat16, but this processor lacks it and is slow in it; use float32",
     )

@@ -191,13 +191,13 @@ def test_the_licence_is_the_base_s(run: Run, tmp_path: Path, link: str, hub_cach
     card = f"---\nlicense: other\nlicense_name: a-licence\nlicense_link: {link}\n---\n# Base\n"
     write_text(cached / "snapshots" / ("0" * 40) / "README.md", card)
     policy = {"model": "owner/base", "revision": "0" * 40}
-    found, notes = folder._licence(policy, None)
+    found, notes = folder.licence_of(policy, None)
     expected = link if "://" in link else f"https://huggingface.co/owner/base/blob/main/{link}"
     assert found == {"license": "other", "license_name": "a-licence", "license_link": expected} and notes == []
     write_text(tmp_path / "base/README.md", "---\nlicense: apache-2.0\n---\n")
-    found, notes = folder._licence({"model": str(tmp_path / "base")}, None)
+    found, notes = folder.licence_of({"model": str(tmp_path / "base")}, None)
     assert found == {"license": "apache-2.0"} and len(notes) == 1 and "--base" in notes[0]
-    assert folder._licence({"model": str(ROOT / "resources/miniature/base")}, "o/b") == ({"license": "apache-2.0"}, [])
+    assert folder.licence_of({"model": str(ROOT / "resources/miniature/base")}, "o/b") == ({"license": "apache-2.0"}, [])
 
 
 def test_what_cannot_be_handed_on_is_refused(run: Run, random_base: Path, tmp_path: Path) -> None:

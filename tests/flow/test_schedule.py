@@ -68,7 +68,7 @@ def test_only_the_window_is_noisy() -> None:
 
 @pytest.mark.parametrize("step", range(10))
 def test_cps_is_its_definition(step: int) -> None:
-    """Method section 2: the predicted picture and noise are mixed anew at the next noise level, part of it fresh."""
+    """CPS (docs/method.md): the predicted picture and noise are mixed anew at the next noise level, part of it fresh."""
     s = make_schedule(_sigmas(10), noise_level=0.7, sampler="cps")
     sigma, following = GOLDEN.get(step, (s.sigma[step].item(),))[0], s.sigma[step + 1].item() if step < 9 else 0.0
     std = following * math.sin(0.7 * math.pi / 2)

@@ -219,3 +219,21 @@ def test_prompt_files_of_a_mirror_are_checked_before_anything_is_fetched(tmp_pat
     config = load(ROOT / "config/sd35-medium.yaml", [f"prompts.mirror={tmp_path}", f"scorers.geneval.revision={COMMIT}"])
     with pytest.raises(InputError, match=re.escape("dataset/ocr/train.txt")):
         next(fetch.fetch(config))
+
+
+LARGE_BASES = ("sd35-large", "flux1-dev", "qwen-image", "z-image")
+
+
+@pytest.mark.parametrize("name", LARGE_BASES)
+def test_a_large_base_is_planned_by_snakemake_once_it_is_locked(name: str, tmp_path: Path) -> None:
+    """From the lock alone, without a network, and without its weights; unlocked, the line names the remedy."""
+    machine, file = Machine(tmp_path, NOWHERE), ROOT / f"config/{name}.yaml"
+    dry_run = ("-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(file), "--dry-run")
+    unlocked = machine.python(*dry_run)
+    assert unlocked.returncode == 1 and "has no commit in config/weights.lock.json" in unlocked.stdout + unlocked.stderr
+    unpinned = (load(file).policy.model, "facebook/mask2former-swin-small-coco-instance")
+    machine.lock.parent.mkdir(exist_ok=True)
+    machine.lock.write_text(json.dumps({"commits": dict.fromkeys(unpinned, COMMIT)}))
+    planned = machine.python(*dry_run)
+    assert planned.returncode == 0, planned.stderr
+    assert "train" in planned.stdout + planned.stderr

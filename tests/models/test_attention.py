@@ -1,5 +1,7 @@
 """The attention kernels and the recorded probability against an explicit float64 softmax."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -56,15 +58,32 @@ def test_log_sum_exp_in_blocks_is_the_kernels() -> None:
         torch.testing.assert_close(lse.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_device_without_log_sum_exp_records_the_same_map() -> None:
+@pytest.mark.parametrize("kernel", [attention, lambda *row: attention_with_lse(*row)[0]], ids=["plain", "with lse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_leaves_out_what_is_no_key_forward_and_backward(kernel: Callable, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (tensor.to(dtype).requires_grad_() for tensor in torch.randn(3, 2, 3, 84, 32).mul(2).unbind())
+    mask = torch.ones(2, 84, dtype=torch.bool)
+    mask[0, 30:41] = mask[1, :7] = False
+    out = kernel(q, k, v, mask)
+    gradients = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+    _, lse = attention_with_lse(q, k, v, mask)
+    for i in range(2):
+        row = [tensor[i : i + 1, :, mask[i]].detach() for tensor in (k, v)]
+        logits = q[i : i + 1].double() @ row[0].double().transpose(-1, -2) * 32**-0.5
+        rounding = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(out[i : i + 1].double(), logits.softmax(-1) @ row[1].double(), **rounding)
+        for found in (lse[i], log_sum_exp(q, k, mask)[i]):
+            torch.testing.assert_close(found.double(), logits.logsumexp(-1)[0], rtol=1e-5, atol=1e-5)
+        for gradient in gradients[1:]:
+            assert not gradient[i, :, ~mask[i]].any() and gradient[i, :, mask[i]].any()
+
+
+def test_masked_both_attentions_are_the_same_bits() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 84, 32).mul(2).unbind()
-    core = CoreColumns(torch.tensor([[2], [17]]), torch.ones(2, 1))
-    with_lse, without = Recorder(core, (0,)), Recorder(core, (0,))
-    image, text = slice(0, 64), slice(64, None)
-    with_lse.record(0, q, k, attention_with_lse(q, k, v)[1], image, text)
-    without.record(0, q, k, None, image, text)
-    torch.testing.assert_close(without.raw_maps(), with_lse.raw_maps(), rtol=1e-5, atol=1e-8)
+    mask = torch.arange(84) < torch.tensor([84, 50])[:, None]
+    assert torch.equal(attention(q, k, v, mask), attention_with_lse(q, k, v, mask)[0])
 
 
 def test_a_recorder_of_some_rows_has_their_columns_and_no_maps() -> None:

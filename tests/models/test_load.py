@@ -55,7 +55,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
         policies.model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["FluxPipeline", "NoSuchPipeline"])
+@pytest.mark.parametrize("name", ["PixArtSigmaPipeline", "NoSuchPipeline"])
 def test_a_family_that_is_not_known_is_refused_before_its_weights_are_read(
     random_base: Path, tmp_path: Path, name: str
 ) -> None:

@@ -15,9 +15,10 @@ from star.config import Compute
 from star.errors import InputError
 from star.flow.sampler import denoise
 from star.flow.schedule import log_prob, make_schedule, step_mean
-from star.models import sd3
+from star.models import attention
 from star.models.attention import Recorder
-from star.models.sd3 import SD3, RecordedAttention, SD3Text, image_attention, joint_attention
+from star.models.family import EncodedText
+from star.models.sd3 import SD3, SD3Attention, image_attention
 from star.pretraining import base
 
 PROMPTS = ["a photo of a red circle", 'a sign that says "KAT"']
@@ -44,13 +45,13 @@ def _transformer() -> SD3Transformer2DModel:
     return base.transformer().eval()
 
 
-def _inputs(batch: int = 3) -> tuple[torch.Tensor, float, SD3Text]:
+def _inputs(batch: int = 3) -> tuple[torch.Tensor, float, EncodedText]:
     torch.manual_seed(1)
     x_BCHW, columns_BLE, pooled_BP = torch.randn(batch, 8, 16, 16), torch.randn(batch, 32, 128), torch.randn(batch, 128)
-    return x_BCHW, 0.5, SD3Text(columns_BLE, pooled_BP)
+    return x_BCHW, 0.5, EncodedText(columns_BLE, pooled_BP)
 
 
-def _theirs(transformer: SD3Transformer2DModel, x_BCHW: torch.Tensor, sigma: float, text: SD3Text) -> torch.Tensor:
+def _theirs(transformer: SD3Transformer2DModel, x_BCHW: torch.Tensor, sigma: float, text: EncodedText) -> torch.Tensor:
     """What diffusers' transformer says by itself."""
     return transformer(
         hidden_states=x_BCHW,
@@ -125,8 +126,8 @@ def test_watched_blocks_run_the_kernel_with_log_sum_exp_and_others_the_default_w
 ) -> None:
     model, inputs, ran = _around(_transformer(), parts), _inputs(), []
     for name in ("attention", "attention_with_lse"):
-        kernel = getattr(sd3, name)
-        monkeypatch.setattr(sd3, name, lambda *qkv, name=name, kernel=kernel: ran.append(name) or kernel(*qkv))
+        kernel = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *qkv, name=name, kernel=kernel: ran.append(name) or kernel(*qkv))
     velocities = []
     for blocks in ((), (1, 3), (0, 1, 2, 3)):
         model.watch(blocks)
@@ -165,7 +166,7 @@ def test_only_the_conditional_half_of_a_guided_batch_is_recorded(parts: dict) ->
     other = _inputs(3)[2]
     guided, plain = Recorder(CORE[:2], (2,)), Recorder(CORE[:2], (2,))
     with torch.no_grad():
-        model.velocity(x, sigma, SD3Text(text.columns_BLE, text.pooled_BP, negative=other[2:]), guided)
+        model.velocity(x, sigma, EncodedText(text.columns_BLE, text.pooled_BP, negative=other[2:]), guided)
         model.velocity(x, sigma, text, plain)
     torch.testing.assert_close(guided.raw_maps(), plain.raw_maps(), rtol=1e-5, atol=1e-7)
 
@@ -241,9 +242,10 @@ def test_on_the_true_sd35_medium_every_attention_runs_our_kernels(parts: dict, m
     model = _around(transformer, parts)
     model.watch([7, 8, 9, 10, 5])
     processors = transformer.attn_processors
-    recorded = {name: p.block for name, p in processors.items() if isinstance(p, RecordedAttention)}
+    ours = {name: p for name, p in processors.items() if isinstance(p, SD3Attention)}
+    recorded = {name: p.watched[0] for name, p in ours.items() if p.watched}
     assert recorded == {f"transformer_blocks.{i}.attn.processor": i for i in (7, 8, 9, 10, 5)}
-    joint = {name for name, p in processors.items() if p is joint_attention}
+    joint = set(ours) - set(recorded)
     assert joint == {f"transformer_blocks.{i}.attn.processor" for i in range(24)} - set(recorded)
     others = {name: p for name, p in processors.items() if name not in joint | set(recorded)}
     assert others == {f"transformer_blocks.{i}.attn2.processor": image_attention for i in range(13)}
@@ -259,7 +261,7 @@ def test_sd35_mediums_blocks_at_reduced_depth_record_the_explicit_softmax(parts:
     torch.manual_seed(0)
     config = SD35_MEDIUM | {"num_layers": 2, "dual_attention_layers": [0]}
     transformer = SD3Transformer2DModel(**config).eval()
-    inputs = torch.randn(1, 16, 16, 16), 0.5, SD3Text(torch.randn(1, 20, 4096), torch.randn(1, 2048))
+    inputs = torch.randn(1, 16, 16, 16), 0.5, EncodedText(torch.randn(1, 20, 4096), torch.randn(1, 2048))
     seen = {}
 
     def explicit(attn: torch.nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object) -> tuple:

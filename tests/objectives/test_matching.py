@@ -202,6 +202,54 @@ def test_a_map_of_ones_is_the_scalar_objective_bit_for_bit(point: Noised, veloci
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
+def _slow_mean(point: Noised, v: torch.Tensor, m: int, map_HW: torch.Tensor) -> tuple[float, float, float]:
+    """Of a sample's error of x0: its mean size; of its squares the weighed mean; of the velocity's the weighed mean."""
+    t, size, x0_square, v_square = point.sigma[m].float().item(), 0.0, 0.0, 0.0
+    for c in range(C):
+        for y in range(H):
+            for x in range(W):
+                x0, noise, here = (value[m, c, y, x].item() for value in (point.x0, point.noise, v))
+                error = (1 - t) * x0 + t * noise - t * here - x0
+                size += abs(error) / (C * H * W)
+                x0_square += map_HW[y, x].item() * error**2 / (C * H * W)
+                v_square += map_HW[y, x].item() * (here - (noise - x0)) ** 2 / (C * H * W)
+    return size, x0_square, v_square
+
+
+@pytest.mark.parametrize("form", ["pepg", "epg", "par"])
+def test_pepg_is_its_equation(point: Noised, velocities: Velocities, form: str) -> None:
+    map_MHW = _map()
+    terms = _pepg(form=form).terms(point, velocities=velocities, advantage_M=ADVANTAGE, map_MHW=map_MHW)
+    for m, a in enumerate(ADVANTAGE.tolist()):
+        bound, old = (
+            -square / size
+            for size, square, _ in (_slow_mean(point, v, m, map_MHW[m]) for v in (velocities.new, velocities.old))
+        )
+        lam = bound - old
+        expected = {"epg": -a * bound, "pepg": -(a - lam) * bound, "par": 0.5 * (a - lam) ** 2}[form] * math.exp(lam)
+        assert terms.parts["policy_loss"][1][m].item() == pytest.approx(expected, 1e-5)
+
+
+@pytest.mark.parametrize(("weighting", "slope"), [("uniform", 1.0), ("t", 0.5), ("t2", 0.25), ("ghuber", None)])
+def test_awm_is_its_equation(point: Noised, velocities: Velocities, weighting: str, slope: float | None) -> None:
+    """Its value is that of -A, its gradient that of A g'(l) mean(M (v - v*)^2); both anchors pull unweighed."""
+    map_MHW, leaf = _map(), velocities.new.clone().requires_grad_()
+    given = Velocities(leaf, old=velocities.old, reference=velocities.reference)
+    terms = _awm(weighting=weighting).terms(point, velocities=given, advantage_M=ADVANTAGE, map_MHW=map_MHW)
+    assert terms.parts["policy_loss"][1].tolist() == pytest.approx((-ADVANTAGE).tolist())
+    (gradient,) = torch.autograd.grad(terms.parts["policy_loss"][1].double().sum(), leaf)
+    m, c, y, x = 1, 1, 2, 3  # t = 0.5
+    plain = _slow_mean(point, velocities.new, m, torch.ones(H, W))[2]
+    slope = 0.5 * (plain + 1e-10) ** -0.75 if slope is None else slope
+    error = velocities.new[m, c, y, x] - (point.noise - point.x0)[m, c, y, x]
+    expected = ADVANTAGE[m] * slope * map_MHW[m, y, x] * 2 * error / (C * H * W)
+    assert gradient[m, c, y, x].item() == pytest.approx(expected.item(), 1e-5)
+    assert terms.parts["old_distance"][0] == 0.7
+    assert terms.parts["old_distance"][1].tolist() == pytest.approx(
+        [(velocities.new[m] - velocities.old[m]).square().mean().item() for m in range(M)]
+    )
+
+
 def test_the_kl_pulls_back_to_the_base(point: Noised, velocities: Velocities) -> None:
     for objective in (_nft(), _pepg(), _awm()):
         new = velocities.new.clone().requires_grad_()

@@ -76,7 +76,7 @@ def test_late_captions_are_wrong_as_often_as_stated() -> None:
 def test_the_autoencoder_learns_the_same_from_the_same_seed() -> None:
     recipe = pretrain.Recipe(images=64, autoencoder_steps=40, autoencoder_whole_steps=8, autoencoder_batch=8)
     pictures, _ = pretrain.corpus(recipe)
-    x = pretrain._pixels(pictures[:16])
+    x = torch.from_numpy(pictures[:16]).permute(0, 3, 1, 2) / 127.5 - 1
 
     def error(vae: torch.nn.Module) -> float:
         with torch.no_grad():
@@ -108,7 +108,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
     threads = torch.get_num_threads()
     try:
         whole, broken = work("whole"), work("broken")
-        pretrain._flow_process(0, RECIPE, whole, texts)
+        pretrain.flow_process(0, RECIPE, whole, texts)
 
         calls, all_reduce = [], distributed.all_reduce
 
@@ -121,11 +121,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "all_reduce", stop_at_the_fourth)
             with pytest.raises(KeyboardInterrupt):
-                pretrain._flow_process(0, RECIPE, broken, texts)
+                pretrain.flow_process(0, RECIPE, broken, texts)
         distributed.destroy_process_group()
         (broken / "rendezvous").unlink(missing_ok=True)
         assert json.loads((broken / "flow/progress.json").read_text())["step"] == 2
-        pretrain._flow_process(0, RECIPE, broken, texts)
+        pretrain.flow_process(0, RECIPE, broken, texts)
     finally:
         torch.set_num_threads(threads)
     for file in ("weights", "average"):
@@ -136,7 +136,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
 
 def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
     rates = {0: 0.01, 99: 1.0, 800: 1.0, 900: 0.5, 999: 0.005, 1000: 0.0}
-    assert {step: pretrain._schedule(step, 1000, 100, 0.2) for step in rates} == pytest.approx(rates)
+    assert {step: pretrain.rate_factor(step, 1000, 100, 0.2) for step in rates} == pytest.approx(rates)
 
 
 TINY = (

@@ -67,6 +67,8 @@ def test_records_are_read_whatever_saved_them_again(tmp_path: Path) -> None:
         (unicodedata.normalize("NFD", "a café"), "a café"),
         ("\ufeffa ring", "a ring"),
         ("a ri\u200bng", "a ring"),
+        ("ａ ＲＥＤ ring of ２", "a RED ring of 2"),
+        ("ｶﾞｷﾞ，（丸）", "ガギ，（丸）"),
         ("a ri\xadng\u200e", "a ring"),
         ("a \x1b ring", "a  ring"),
         ("👩\u200d🚀 ❤\ufe0f", "👩\u200d🚀 ❤\ufe0f"),
@@ -202,6 +204,7 @@ MISFITS = [
     (ring(count=True), "is True"),
     (ring(count=0), "is 0"),
     (ring(count=float("nan")), "is nan"),
+    (ring(colour="red"), r"`metadata.include\[0\]` has the key 'colour', which nothing would judge"),
     (ring(color=None), r"`metadata.include\[0\].color` is None, not text"),
     (ring(position=["above"]), r"`metadata.include\[0\].position` is \['above'\], not \[relation"),
     (ring(position=["above", -1]), r"position\[1\]` is -1"),
@@ -254,6 +257,12 @@ def test_json_that_breaks_parsers_is_one_line(text: str, tmp_path: Path) -> None
 
 
 # -- ids -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a ring", "prompt": "a disc"}\n')
+    with pytest.raises(InputError, match=r"p\.jsonl:1: not JSON.*the key `prompt` stands twice"):
+        read_foreign(tmp_path / "p.jsonl")
 
 
 def test_an_id_of_two_prompts_is_refused_wherever_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

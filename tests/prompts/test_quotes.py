@@ -43,7 +43,7 @@ def test_core_content_reward_and_score_find_the_same_target(prompt: str, target:
             with pytest.raises(InputError):
                 refused()
         return
-    assert target_of(record) == core.quoted(prompt)[0].text == captions._record(0, prompt).metadata["text"] == target
+    assert target_of(record) == core.quoted(prompt)[0].text == captions.record(0, prompt).metadata["text"] == target
     assert similarity(target.strip().upper(), target_of(record)) == 1
 
 

@@ -279,7 +279,7 @@ def test_star_maps_draws_the_pictures_of_star_sample(
 
     seen: list[np.ndarray] = []
     known = gallery.world(config.prompts.world)
-    watched = SimpleNamespace(regions=lambda given: seen.extend(given) or known.regions(given))
+    watched = SimpleNamespace(regions=lambda given, records=(): seen.extend(given) or known.regions(given, records))
     monkeypatch.setattr(gallery, "world", lambda name: watched)
     settings = configuration.run_settings(config, "shapes", "star")
     gallery.draw(settings, few, tmp_path / "maps", adapter, 2, seed=0)

@@ -6,14 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from records import asked
 from safetensors.torch import load_file, save_file
 from scorer_settings import scorers
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from star import cli
 from star.errors import InputError
 from star.scoring.aesthetic import AestheticPredictor
+from star.scoring.imagereward import ImageRewardModel
 from star.scoring.scorer import make_scorer
 
 PROMPTS = ["a red circle", "two rings", "a red circle", "a cross above a ring"]
@@ -83,6 +94,68 @@ def test_the_aesthetic_rating_is_the_head_on_the_towers_unit_features(predictor:
     assert np.allclose([s.reward for s in rated], np.array(expected) / 10, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def rewarder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ImageReward of the true classes and file layout; its golden picture is one that it judges as it should."""
+    torch.manual_seed(3)
+    folder, tower = tmp_path_factory.mktemp("imagereward"), {"hidden_size": 32, "intermediate_size": 64}
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[DEC]",
+        "[ENC]",
+        *sorted({w for text in PROMPTS for w in text.split()}),
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    text = tower | {"num_hidden_layers": 2, "num_attention_heads": 2, "encoder_hidden_size": 32, "vocab_size": len(words)}
+    vision = tower | {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    text |= {"is_decoder": True, "pad_token_id": 0, "sep_token_id": 3, "bos_token_id": 5}
+    model = ImageRewardModel(BlipConfig(text_config=text, vision_config=vision))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # as it comes a picture would move the sixth digit
+    model.save_pretrained(folder)
+    (folder / "golden").mkdir()
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "golden/0.png")
+    picture, pair = np.full((1, 32, 32, 3), 200, np.uint8), PROMPTS[:2]
+    better, worse = sorted(pair, key=lambda words: -_slow_rewards(folder, picture, [words])[0])
+    (folder / "golden/captions.jsonl").write_text(json.dumps({"file": "0.png", "prompt": better, "worse": worse}) + "\n")
+    return folder
+
+
+def _slow_rewards(folder: Path, images: np.ndarray | list, texts: list[str]) -> list[float]:
+    """A picture at a time, by transformers' own BLIP for retrieval, whose text encoder and tower are given the weights."""
+    weights = load_file(folder / "model.safetensors")
+    config = BlipConfig.from_pretrained(folder)
+    blip = BlipForImageTextRetrieval(config).eval()
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("mlp")}
+    assert not blip.load_state_dict(kept, strict=False).unexpected_keys
+    tokenizer, rewards = BertTokenizer.from_pretrained(folder), []
+    for image, words in zip(images, texts, strict=True):
+        small = Image.fromarray(np.asarray(image)).resize((32, 32), Image.Resampling.BICUBIC)
+        pixels = (np.asarray(small) / 255 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
+        tokens = tokenizer([words], return_tensors="pt")  # without padding
+        with torch.no_grad():
+            patches = blip.vision_model(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])[0]
+            seen = blip.text_encoder(tokens.input_ids, encoder_hidden_states=patches)[0][0, 0].numpy()
+        for number in (0, 2, 4, 6, 7):
+            seen = weights[f"mlp.{number}.weight"].numpy() @ seen + weights[f"mlp.{number}.bias"].numpy()
+        rewards.append((float(seen[0]) - 0.16717362830052426) / 1.0333394966054072)
+    return rewards
+
+
+def test_imagereward_is_the_head_on_the_text_that_looks_at_the_picture(rewarder: Path, images: list[np.ndarray]) -> None:
+    scored = make_scorer("imagereward", scorers(imagereward_model=str(rewarder)))(images, [asked(text) for text in PROMPTS])
+    expected = _slow_rewards(rewarder, images, PROMPTS)
+    assert np.allclose([one.score for one in scored], expected, rtol=1e-4, atol=1e-4) and len(set(np.round(expected, 3))) == 4
+    assert [one.reward for one in scored] == [one.score for one in scored]
+    with pytest.raises(InputError, match=r"scorers\.imagereward\.model: name a folder .*docs/scorers"):
+        make_scorer("imagereward", scorers())
+
+
 def test_missing_weights_are_one_clear_line(predictor: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"scorers\.hpsv2\.model: name a folder .*CLIPModel"):
         make_scorer("hpsv2", scorers())
@@ -99,8 +172,6 @@ def test_missing_weights_are_one_clear_line(predictor: Path, tmp_path: Path) -> 
 
 
 def test_the_command_line_scores_with_them(random_folder: Path, tmp_path: Path, images: list[np.ndarray]) -> None:
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"images/{number}.png")

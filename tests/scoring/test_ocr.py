@@ -20,7 +20,7 @@ from star.config import load
 from star.errors import InputError
 from star.scoring import engines
 from star.scoring.engines import reading_order
-from star.scoring.ocr import similarity, target_of
+from star.scoring.ocr import GOLDEN, golden, similarity, target_of
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import caption, split
 from star.worlds.miniature.scenes import CARRIERS, compose, render
@@ -134,13 +134,16 @@ def test_a_picture_reads_the_same_beside_others(mode: str, size: int | None, lea
     assert np.mean([line.score for line in together]) >= least
 
 
-def test_an_engine_that_fails_is_an_error(line_scorer: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(images: object) -> list[str]:
+def test_an_engine_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_once(images: list[np.ndarray]) -> list[str]:
+        if np.array_equal(images[0], golden()):
+            return [GOLDEN]
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(line_scorer, "_engine", line_scorer._engine._replace(read=fails))
+    monkeypatch.setattr(engines, "rapidocr", lambda *_: engines.Engine(reads_once, "an engine"))
+    scorer = make_scorer("ocr", scorers(ocr_engine="rapidocr"))
     with pytest.raises(RuntimeError, match="out of memory"):
-        line_scorer([np.zeros((8, 8, 3), np.uint8)], [asked('a sign that says "HAT"')])
+        scorer([np.zeros((8, 8, 3), np.uint8)], [asked('a sign that says "HAT"')])
 
 
 def test_fingerprint_and_missing_engine(line_scorer: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,25 +8,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from preference_models import write_golden
 from records import asked
 from scorer_settings import scorers
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.errors import InputError
 from star.pretraining.base import clip_tokenizer
 from star.pretraining.preference import DAMAGES, Recipe, claims, damage, draw_pairs, facts, train
-from star.scoring import clip, golden
+from star.scoring import clip, golden, sources
 from star.scoring.scorer import make_scorer
 from star.worlds.miniature.captions import TAGS, caption, split
 from star.worlds.miniature.scenes import compose, render
 
 EMBEDDED = "resources/miniature/pickscore"
+TOWERS = ("get_text_features", "get_image_features")  # of transformers' CLIP
 
 
 def _scorer(folder: str | Path) -> object:
     return make_scorer("pickscore", scorers(pickscore_model=str(folder), pickscore_processor=str(folder)))
+
+
+def _rows(inputs: dict) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What grows by (tower, rows) at every call of one of CLIP's towers."""
+    calls = []
+    for tower in TOWERS:
+
+        def count(self: CLIPModel, t: str = tower, true: object = getattr(CLIPModel, tower), **inputs: object) -> object:
+            calls.append((t, _rows(inputs)))
+            return true(self, **inputs)
+
+        monkeypatch.setattr(CLIPModel, tower, count)
+    return calls
 
 
 def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
@@ -46,22 +63,24 @@ def test_scores_are_those_of_clips_own_forward(random_folder: Path) -> None:
 def test_both_output_conventions_of_transformers(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, image, record = _scorer(random_folder), np.zeros((64, 64, 3), np.uint8), asked("a red circle")
     expected = scorer([image], [record])
-    for name in ("get_text_features", "get_image_features"):
-        method = getattr(scorer._clip._model, name)
-        monkeypatch.setattr(scorer._clip._model, name, lambda method=method, **inputs: method(**inputs).pooler_output)
+    for name in TOWERS:
+        method = getattr(CLIPModel, name)
+        monkeypatch.setattr(CLIPModel, name, lambda self, f=method, **inputs: f(self, **inputs).pooler_output)
     assert scorer([image], [record]) == expected
 
 
 def test_a_batch_is_cut_without_a_trace(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
-    images = list(rng.integers(0, 256, (7, 64, 64, 3)).astype(np.uint8))
-    records = [asked(p) for p in ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")]
-    scorer = _scorer(random_folder)
-    whole = [s.score for s in scorer(images, records)]
-    monkeypatch.setattr(clip, "_BATCH", 3)
-    assert np.allclose([s.score for s in scorer(images, records)], whole, atol=1e-4)
-    assert scorer.compare(scorer.embed(images), records)[6].score == pytest.approx(whole[6], abs=1e-4)
-    assert scorer([], []) == [] and scorer.embed([]).shape == (0, scorer._clip._model.config.projection_dim)
+    images = list(rng.integers(0, 256, (40, 64, 64, 3)).astype(np.uint8))
+    words = ("a red circle", "two rings", "a red circle", "a cross", "a ring", "a board", "a sign")
+    records = [asked(f"{words[i % 7]} number {i % 37}") for i in range(40)]
+    scorer, sizes = _scorer(random_folder), _counted(monkeypatch)
+    together = [s.score for s in scorer(images, records)]
+    assert {tower for tower, _ in sizes} == set(TOWERS) and len(sizes) >= 4 and all(size < 40 for _, size in sizes)
+    alone = [scorer([image], [record])[0].score for image, record in zip(images[::3], records[::3], strict=True)]
+    assert np.allclose(together[::3], alone, atol=1e-4)
+    assert scorer.compare(scorer.embed(images), records)[6].score == pytest.approx(together[6], abs=1e-4)
+    assert scorer([], []) == [] and scorer.embed([]).shape == (0, CLIPConfig.from_pretrained(random_folder).projection_dim)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.25), ("float16", 0.05)])
@@ -72,17 +91,20 @@ def test_dtype_is_a_setting(dtype: str, tolerance: float, random_folder: Path) -
     exact = [s.score for s in _scorer(random_folder)(images, records)]
     folder = str(random_folder)
     settings = {"pickscore_model": folder, "pickscore_processor": folder, "device": "cpu"}
-    scorer = make_scorer("pickscore", scorers(**settings, pickscore_precision=dtype))
-    assert scorer._clip._model.dtype == getattr(torch, dtype) and scorer.fingerprint.endswith(f"cpu {dtype}")
-    assert scorer._clip.scale == pytest.approx(13.0)  # not that of a rounded logarithm
+    rounding = scorers(**settings, pickscore_precision=dtype)
+    scorer = make_scorer("pickscore", rounding)
+    assert scorer.fingerprint.endswith(f"cpu {dtype}")
+    model, processor = sources.pickscore_model(rounding), sources.pickscore_processor(rounding)
+    scale = clip.Clip(model, processor, device="cpu", precision=dtype).scale
+    assert scale == pytest.approx(13.0)  # not that of a rounded logarithm
     rounded = scorer(images, records)
     assert np.allclose([s.score for s in rounded], exact, atol=tolerance)
     assert [s.score for s in rounded] != exact
 
 
-def test_a_score_that_is_no_number_is_an_error(random_folder: Path) -> None:
+def test_a_score_that_is_no_number_is_an_error(random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = _scorer(random_folder)
-    scorer._clip._model.visual_projection.weight.data[0, 0] = float("nan")
+    monkeypatch.setattr(CLIPModel, "get_image_features", lambda self, pixel_values: torch.full((1, 64), float("nan")))
     with pytest.raises(RuntimeError, match="not finite"):
         scorer([np.zeros((64, 64, 3), np.uint8)], [asked("a red circle")])
 
@@ -121,23 +143,20 @@ def test_golden_pictures_stop_a_model_that_is_wrong(random_folder: Path, tmp_pat
         _scorer(folder)
 
 
-@pytest.mark.parametrize("blind", ["_pictures", "_texts"])
+@pytest.mark.parametrize("blind", TOWERS)
 def test_no_blind_model_passes_the_built_in_pictures(blind: str, random_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever caption a model without eyes prefers, one of the two pictures has the other; without words it prefers none."""
     monkeypatch.setattr(golden, "preferences", lambda _: golden.built_in())
-    same = F.normalize(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    monkeypatch.setattr(clip.Clip, blind, lambda self, given: same.expand(len(given), -1))
+    same = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(CLIPModel, blind, lambda self, **inputs: same.expand(_rows(inputs), -1))
     with pytest.raises(RuntimeError, match="wrong on a golden picture"):
         _scorer(random_folder)
 
 
 def test_the_guard_costs_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    for tower in ("_pictures", "_texts"):
-        true = getattr(clip.Clip, tower)
-        monkeypatch.setattr(clip.Clip, tower, lambda self, x, t=tower, f=true: calls.append((t, len(x))) or f(self, x))
+    calls = _counted(monkeypatch)
     _scorer(EMBEDDED)
-    assert calls == [("_pictures", 8), ("_texts", 4)]
+    assert calls == [("get_image_features", 8), ("get_text_features", 4)]
 
 
 def test_missing_weights_are_bad_input(random_folder: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def service(url: str, **settings: object) -> Scorers:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_WAIT", 0.01)
+    monkeypatch.setattr(remote, "WAIT", 0.01)
 
 
 @pytest.fixture

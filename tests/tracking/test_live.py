@@ -68,7 +68,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(
     random_base: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Killed while requests are on their way; the training goes on, and a resumed one joins the same MLflow run."""
-    monkeypatch.setattr(following, "_PAUSE", 0.05)
+    monkeypatch.setattr(following, "PAUSE", 0.05)
     chosen, run = _config(random_base, tmp_path / "results", "training.epochs=6"), tmp_path / "run"
     restarts: list[threading.Thread] = []
 
@@ -133,7 +133,7 @@ def test_a_server_that_never_answers_neither_ends_nor_holds_up_a_training(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens on `discard`
-    monkeypatch.setattr(following, "_PATIENCE", 1.0)
+    monkeypatch.setattr(following, "PATIENCE", 1.0)
     chosen, run = _config(random_base, tmp_path / "results", "tracking.prompts=0"), tmp_path / "run"
     _train(chosen, run, Live(chosen, *NAME, run))
     assert len(metrics(run)) == 3

@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainings import ROOT, SMALL, config, metrics, train
+from trainings import ROOT, SMALL, config, metrics, session, train
 
 from star.cli import main
 from star.config import run_settings
 from star.errors import Stalled
 from star.layout import Run
 from star.prompts import make
+from star.scoring.pool import RewardPool
 from star.training import health
 from star.training import train as trainer
+from star.training.epoch import prepare_epoch, run_epoch
 from star.training.learner import Learner
+from star.training.metrics import Meter
+from star.training.rollout import sample_rollouts
+from star.training.update import accumulate, velocities_at
 
 SIDE, PROMPTS, TIMES = 64, 8, 16
 
@@ -52,6 +57,26 @@ def test_the_warning_comes_before_the_guards_have_halved_and_never_in_a_healthy_
     warned = next(t for t, now in enumerate(collapsing) if health.fallen(first, now))
     halved = next(t for t, now in enumerate(collapsing) if any(now[guard] < first[guard] / 2 for guard in health.FALLEN))
     assert 0 < warned < halved
+
+
+RECORDED = Path(__file__).parent / "recorded"  # measured on the fixed pictures of real trainings of the miniature
+
+
+def test_in_a_recorded_collapse_the_warning_comes_before_a_guard_has_halved() -> None:
+    """config/miniature.yaml, preference, flow_grpo, seed 0, without KL at eight times the rate; pictures every two epochs."""
+    first, *later = (json.loads(line) for line in (RECORDED / "collapse.jsonl").read_text().splitlines())
+    warned = next(row["epoch"] for row in later if health.fallen(first, row))
+    halved = next(row["epoch"] for row in later if any(row[guard] < first[guard] / 2 for guard in health.FALLEN))
+    assert (warned, halved) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "run", sorted(set(RECORDED.glob("*.jsonl")) - {RECORDED / "collapse.jsonl"}), ids=lambda file: file.stem
+)
+def test_there_is_no_warning_in_a_recorded_healthy_run(run: Path) -> None:
+    """The same configuration at its own settings, ten epochs of 32 images, by task and seed."""
+    first, *later = (json.loads(line) for line in run.read_text().splitlines())
+    assert later[-1]["epoch"] == 10 and not any(health.fallen(first, row) for row in later)
 
 
 def test_no_recorded_training_would_have_been_warned_of() -> None:
@@ -143,6 +168,35 @@ def test_numbers_by_denoising_step_and_the_signal_of_gradients(random_base: Path
         for t, deviation in enumerate(steps):  # log r = r - 1 in the first order
             assert row[f"log_prob_change_step{t}"] == pytest.approx(deviation, rel=0.05)
         assert -1 <= row["gradient_signal"] <= 1
+
+
+def test_gradients_by_denoising_step_are_those_of_each_steps_own_loss(
+    random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    chosen = config(random_base, "policy.precision=float32")
+    settings, prompts = run_settings(chosen, "preference", "flow_grpo"), make.records(chosen, "preference", "train")
+    with RewardPool(settings.reward, settings.scorers, 0) as pool:
+        own = session(settings, prompts, pool)
+        run_epoch(own, 1, first=True)  # the momentum that gradients are compared with
+        epoch = prepare_epoch(own, 2)
+        rollouts = sample_rollouts(own, epoch)
+    advantage_B, rows = own.objective.advantages(rollouts.reward_B, rollouts.prompt_B), np.arange(4)
+    meter, seen = accumulate(own, epoch, rollouts, batches=[(rows, 3)], advantage_B=advantage_B, map_RTHW=None), Meter(2)
+    seen.extend(meter)
+    row, parameters = seen.row(own.processes), own.learner.parameters
+    momenta = torch.cat([own.learner.optimizer.state[p]["exp_avg"].flatten() for p in parameters])
+    for point in own.objective.points(epoch, rollouts, rows):
+        text = epoch.text[torch.from_numpy(rollouts.prompt_B[rows])]
+        velocities = velocities_at(own.learner, point, text, asks=own.objective.asks, recorder=None)
+        advantage_M = torch.from_numpy(advantage_B[rows]).float()
+        terms = own.objective.terms(point, velocities=velocities, advantage_M=advantage_M, map_MHW=None)
+        loss = sum(weight * part_M[:3].mean() for weight, part_M in terms.parts.values())
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        assert row[f"grad_norm_step{point.step}"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+        cosine = torch.nn.functional.cosine_similarity(gradient, momenta, dim=0).item()
+        assert row[f"gradient_signal_step{point.step}"] == pytest.approx(cosine, abs=1e-4)
+    assert {name for name in row if name.startswith("grad_norm_step")} == {"grad_norm_step0", "grad_norm_step1"}
 
 
 def test_the_signal_is_the_cosine_with_the_momentum(random_base: Path) -> None:

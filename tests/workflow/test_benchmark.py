@@ -11,7 +11,8 @@ from diffusers import SD3Transformer2DModel
 from records import asked
 from trainings import session
 
-from benchmarks import flow_grpo, measure, sd35_medium, training
+from benchmarks import flow_grpo, measure, objectives, sd35_medium, training
+from benchmarks.report import Report
 from star import config as configuration
 from star.config import RunSettings
 from star.prompts import make
@@ -218,3 +219,20 @@ def test_the_script_runs_and_its_table_adds_up(tmp_path: Path, capfd: pytest.Cap
 def test_arguments_that_do_not_fit_are_refused(arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert training.main(arguments) == 2
     assert named in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["flow_grpo", "nft"])
+def test_objectives_are_measured_with_and_without_maps(random_base: Path, tmp_path: Path, objective: str) -> None:
+    more = [f"{{objective: {{name: {objective}}}, allocation: {{source: {source}}}}}" for source in ("none", "attention")]
+    methods = [f"methods.it={more[0]}", f"methods.it_map={more[1]}"]
+    config = configuration.load(
+        ROOT / "config/miniature.yaml",
+        [*SMALL, *WHOLE, f"policy.model={random_base}", "tasks.preference.overrides={}", *methods],
+    )
+    report = Report(tmp_path / "found", torch.device("cpu"), module="objectives")
+    objectives.measure(config, "preference", ["it", "it_map"], repeats=2, report=report)
+    value = {row["name"]: row["value"] for row in report.rows}
+    assert value["it: passes an image"] == {"flow_grpo": 4 + 2 * 3 + 3, "nft": 4 + 3 * 3 + 3}[objective]
+    assert 0 < value["it_map: operations over it"] < 5  # recorded columns are few
+    assert 0 < value["it_map: the map's own functions"] < 50
+    assert "benchmarks.objectives" in (tmp_path / "found.md").read_text()

@@ -1,120 +1,16 @@
 """The workflow with a stand-in for the `star` command: what runs, what runs again, what a bad configuration does."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from toy import Toy
 
 ROOT = Path(__file__).parents[2]
-# `python -m star.cli` finds this one first, because jobs run in the toy's folder.
-STAND_IN = """
-import os
-import sys
-from pathlib import Path
-import yaml
-
-stage, *rest = sys.argv[1:]
-several, option = {}, None
-for word in rest:
-    if word.startswith("--"):
-        option, several[word] = word, []
-    else:
-        several[option].append(word)
-given = {option: words[0] for option, words in several.items() if words}
-with open("calls.txt", "a") as file:
-    print(stage, *rest, file=file)
-with open("offline.txt", "a") as file:
-    print(stage, os.environ.get("HF_HUB_OFFLINE"), file=file)
-
-def put(path, text="x"):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text)
-
-if stage == "prompts":
-    put(given["--out"])
-elif stage == "score":
-    for file in several["--out"] + several.get("--guards", []):
-        put(file)
-elif stage == "train":
-    config = yaml.safe_load(Path(given["--config"]).read_text())
-    every = config["checkpoints"]["every"]
-    for step in range(every, config["training"]["epochs"] + 1, every):
-        put(f"{given['--out']}/checkpoints/epoch{step:04d}/state/progress.json")
-        put(f"{given['--out']}/checkpoints/epoch{step:04d}/adapter/pytorch_lora_weights.safetensors")
-        if Path("stop").exists():
-            sys.exit("stopped after the first checkpoint")
-elif stage == "sample":
-    for folder in several["--out"]:
-        put(f"{folder}/00000/samples/0000.png")
-        put(f"{folder}/prompts.jsonl")
-elif stage == "maps":
-    put(given["--out"] + "/maps.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>"), put(given["--out"] + "/maps.png")
-elif stage == "evidence":
-    assert Path("results/toy/shapes/star/seed1/guards/epoch0004.json").exists()
-    put(f"{given['--out']}/tables/comparisons.csv")
-    for name in ("main", "controls", "steps", "cost", "guards", "update_size"):
-        put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
-    put(f"{given['--out']}/tables.md")
-elif stage == "tables":
-    for name in ("main", "categories", "cost", "ablation", "guards"):
-        for form in ("csv", "md", "tex"):
-            put(f"{given['--out']}/tables/{name}.{form}", "task,mean\\ngeneval,0.5\\n")
-    for name in ("learning_curves", "scores", "categories", "samples"):
-        put(f"{given['--out']}/figures/{name}.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
-"""
-
-
-class Toy:
-    """A folder with a small configuration, where Snakemake runs with the stand-in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        config = yaml.safe_load((ROOT / "config/miniature.yaml").read_text())
-        config["experiment"], config["policy"]["model"] = "toy", "base"
-        config["training"] |= {"epochs": 4}
-        config["checkpoints"] = {"every": 2}
-        config["tasks"] = {
-            "shapes": {"prompts": "shapes", "reward": {"geneval": 1.0}},
-            "letters": {"prompts": "letters", "reward": {"ocr": 1.0}},
-        }
-        config["methods"] = {method: config["methods"][method] for method in ("flow_grpo", "star")}
-        (folder / "toy.yaml").write_text(yaml.safe_dump(config))
-        for weights in ("base", "resources/miniature/pickscore"):
-            (folder / weights).mkdir(parents=True)
-            (folder / weights / "model.safetensors").touch()
-        (folder / "star").mkdir()
-        (folder / "star/__init__.py").touch()
-        (folder / "star/cli.py").write_text(STAND_IN)
-
-    def snakemake(self, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
-        snakemake = str(Path(sys.executable).with_name("snakemake"))
-        command = [snakemake, "-s", str(ROOT / "Snakefile"), "--configfile", "toy.yaml", "--cores", "2", *arguments]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        if path:
-            environment["PATH"] = f"{path}:{environment['PATH']}"
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    def planned(self, *arguments: str) -> tuple[dict[str, int], str]:
-        """How many jobs of each rule a dry run plans, and everything that it printed."""
-        done = self.snakemake("-n", *arguments)
-        assert done.returncode == 0, done.stdout
-        table = re.search(r"Job stats:\n.*\n.*\n((?:\w+ +\d+\n)+)", done.stdout)
-        jobs = Counter()
-        for name, n in (row.split() for row in table[1].splitlines()) if table else ():
-            jobs[re.sub(r"^(sample|score)_(shapes|letters|preference)_(base|flow_grpo|star)", r"\1", name)] += int(n)
-        return {name: n for name, n in jobs.items() if name not in ("all", "total")}, done.stdout
-
-    def calls(self) -> list[str]:
-        return (self.folder / "calls.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +40,7 @@ def test_a_run_calls_every_stage_as_often_as_it_must(finished: Toy):
         "maps": 2,  # star only
         "log": 7,  # 2 tasks x (base + 2 methods), and the tables
         "tables": 1,
+        "report": 1,
     }
     untrained = [call for call in finished.calls() if call.startswith("sample") and "/base/" in call]
     assert len(untrained) == 2 and not any("--adapter" in call for call in untrained)
@@ -165,7 +62,7 @@ def test_a_finished_run_plans_nothing_whichever_key_changes_no_result(finished: 
 
 def test_a_changed_method_reruns_what_depends_on_it_alone(finished: Toy):
     jobs, printed = finished.planned("--config", "methods={star: {optimizer: {learning_rate: 0.5}}}")
-    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "report_page": 1, "log_tables": 1}
     assert not re.search(r"(Training|with|Scoring|Logging) flow_grpo", printed)
 
 
@@ -173,7 +70,14 @@ def test_every_reported_scorer_scores_every_tested_epoch(toy: Toy):
     report = "tasks={letters: {report: [ocr, pickscore, 'own:reward']}}"
     (toy.folder / "own.py").write_text("def reward(pictures, prompts):\n    return [0.0] * len(pictures)\n")
     jobs, printed = toy.planned("--config", report)
-    assert jobs == {"score_by_pickscore": 3, "score_by_own_reward": 3, "log": 3, "tables": 1, "log_tables": 1}, printed
+    assert jobs == {
+        "score_by_pickscore": 3,
+        "score_by_own_reward": 3,
+        "log": 3,
+        "tables": 1,
+        "report_page": 1,
+        "log_tables": 1,
+    }, printed
     done = toy.snakemake("--config", report, "--until", "log")
     assert done.returncode == 0, done.stdout
     scores = toy.folder / "results/toy/letters/star/seed0/scores"
@@ -227,7 +131,16 @@ def test_credit_is_measured_when_it_is_asked_for(finished: Toy):
 
 def test_a_second_seed_makes_evidence(toy: Toy):
     jobs, _ = toy.planned("--config", "seeds=[0, 1]")
-    assert jobs == {"train": 4, "sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1, "evidence": 1}
+    assert jobs == {
+        "train": 4,
+        "sample": 6,
+        "score": 6,
+        "log": 6,
+        "tables": 1,
+        "report_page": 1,
+        "log_tables": 1,
+        "evidence": 1,
+    }
     done = toy.snakemake("--config", "seeds=[0, 1]", "--until", "evidence")
     assert done.returncode == 0, done.stdout
     assert (toy.folder / "results/toy/evidence/tables.md").exists()
@@ -243,14 +156,14 @@ def test_prompts_of_global_attributes_are_scored_for_the_evidence(toy: Toy):
 
 def test_changed_evaluation_trains_nothing(finished: Toy):
     jobs, _ = finished.planned("--config", "evaluation={steps: 3}")
-    assert jobs == {"sample": 6, "score": 6, "log": 6, "tables": 1, "log_tables": 1}
+    assert jobs == {"sample": 6, "score": 6, "log": 6, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_pictures_that_were_redone_are_scored_again(toy: Toy):
     # Their prompt list has the same content as before: going by checksums would keep the old scores.
     (toy.folder / "results/toy/letters/star/seed0/samples/epoch0004/prompts.jsonl").touch()
     jobs, _ = toy.planned()
-    assert jobs == {"score": 1, "log": 1, "tables": 1, "log_tables": 1}
+    assert jobs == {"score": 1, "log": 1, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(toy: Toy):
@@ -262,7 +175,7 @@ def test_a_failed_training_keeps_what_it_resumes_from_and_leaves_nothing_stale(t
     assert (run / "checkpoints/epoch0002/state/progress.json").exists() and not (run / "trained.sha256").exists()
     # Snakemake took the checksums away; it must not be content with the old scores and tables.
     jobs, _ = toy.planned(*changed)
-    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "log_tables": 1}
+    assert jobs == {"train": 2, "sample": 2, "score": 2, "maps": 2, "log": 2, "tables": 1, "report_page": 1, "log_tables": 1}
 
 
 def test_jobs_wait_for_what_is_fetched_and_run_offline(tmp_path: Path):
@@ -327,4 +240,5 @@ def test_every_rule_says_what_it_needs():
         for key in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime=", "conda:", "message:"):
             assert key in block, f"rule {name} has no {key}"
         environment = re.search(r"conda:\n +(\S+)\n", block)[1]
-        assert environment in ("SCORING", '"../../envs/star.yaml"'), f"rule {name}: conda: {environment}"
+        known = ('"../../envs/mmdet.yaml"',) if name == "kit_verdicts" else ("SCORING", '"../../envs/star.yaml"')
+        assert environment in known, f"rule {name}: conda: {environment}"

@@ -7,9 +7,10 @@ import yaml
 from star import layout
 from star.config import SCORERS, key, main_scorer, methods_of, run_settings
 from star.evidence import questions
-from star.files import write_text
+from star.files import require_writable, write_text
 from star.hub.fetch import needs
 from star.scoring.scorer import needed
+from star.tracking import store
 
 EXPERIMENT = layout.experiment(CONFIG)
 RUN = layout.run(CONFIG, "{task}", "{method}", "{seed}")  # of the job's wildcards
@@ -57,6 +58,15 @@ wildcard_constraints:
     method="|".join(["base", *METHODS]),
     seed=r"\d+",
     split="train|validation|test|global",
+
+
+def require_places():
+    """Say before the first job what the last one would meet: a folder that cannot be written, a database of another version."""
+    try:
+        require_writable(EXPERIMENT, folder=True)
+        store.require_usable(CONFIG)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def write_resolved_config():

@@ -110,7 +110,7 @@ def carrier(prompt: str, target: Span) -> Span | None:
     return None
 
 
-def _record(i: int, prompt: str) -> Prompt:
+def record(i: int, prompt: str) -> Prompt:
     spans = core.quoted(prompt)
     noun = carrier(prompt, spans[0])
     carried = {"carrier": noun.text} if noun else {}
@@ -163,4 +163,4 @@ def records(split: str, prompts: Prompts) -> list[Prompt]:
         captions = [line for line in lines if quotations(line)]
         if len(captions) < len(lines):
             print(f"ocr {split}: {len(lines) - len(captions)} of {len(lines)} captions left out, which quote no target")
-    return [_record(i, caption) for i, caption in enumerate(captions)]
+    return [record(i, caption) for i, caption in enumerate(captions)]

@@ -35,7 +35,7 @@ class Coco:
             return ()
         return (PublishedFile.of(prompt_set, split, prompts.mirror),)
 
-    def regions(self, _: object) -> None:
+    def regions(self, *_: object) -> None:
         """Nobody knows them."""
 
     def detector(self) -> None:

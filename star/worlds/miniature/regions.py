@@ -6,6 +6,8 @@ Pictures of the world, drawn or generated, have objects or a plate on an even gr
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
+from star.worlds.miniature.detector import detect
+
 _DIFFERENT = 45  # of 255 in any channel; grounds vary by less, inks and plates differ by more
 
 
@@ -20,3 +22,10 @@ def region(picture: np.ndarray) -> np.ndarray:
     different = (abs(rgb - ground) > _DIFFERENT).any(-1)
     coloured = (rgb.max(-1) - rgb.min(-1) > _DIFFERENT).any()
     return different if coloured else binary_fill_holes(different)
+
+
+def region_of(picture: np.ndarray, metadata: dict) -> np.ndarray:
+    """Where `picture` shows objects of the classes that `metadata` includes; the whole region where it shows none of them."""
+    asked = {item["class"] for item in metadata["include"]}
+    found = [seen.mask for seen in detect(picture) if seen.cls in asked]
+    return np.any(found, 0) if found else region(picture)

@@ -1,6 +1,6 @@
-"""The miniature behind the door of the worlds: three prompt sets, a detector, and the true regions of its pictures.
+"""The miniature behind the door of the worlds: prompt sets, a detector, and the true regions of its pictures.
 
-A set's records keep the names under which they were first drawn (`geneval-00000`, ...): these seed splits and noise.
+The records of three sets keep the names under which they were first drawn (`geneval-00000`, ...): these seed splits and noise.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ import numpy as np
 from star.config import Prompts
 from star.prompts.record import Prompt
 from star.worlds.door import SPLITS, Detector
-from star.worlds.miniature import detector, prompts, scenes
+from star.worlds.miniature import detector, fair, prompts, scenes
 from star.worlds.miniature.captions import TAGS, descriptions
-from star.worlds.miniature.regions import region
+from star.worlds.miniature.regions import region, region_of
 
 DRAWN_AS = {"shapes": "geneval", "letters": "ocr", "preference": "pickscore"}
 
@@ -23,7 +23,7 @@ DRAWN_AS = {"shapes": "geneval", "letters": "ocr", "preference": "pickscore"}
 class Miniature:
     """star.worlds.door.World of drawn scenes."""
 
-    sets = tuple(DRAWN_AS)
+    sets = (*DRAWN_AS, *fair.NAMES)
     classes = frozenset(scenes.SHAPES)
 
     def splits(self, prompt_set: str) -> tuple[str, ...]:
@@ -32,19 +32,25 @@ class Miniature:
 
     def records(self, prompt_set: str, split: str, _: Prompts) -> list[Prompt]:
         """Drawn prompts; nothing is read."""
+        if prompt_set in fair.NAMES:
+            return fair.records(prompt_set, split) if split in SPLITS else []
         return [replace(record, task=prompt_set) for record in prompts.records(DRAWN_AS[prompt_set], split)]
 
     def judged_by(self, prompt_set: str) -> frozenset[str]:
-        """Shapes and preference prompts name objects, letters quote a word."""
+        """Letters quote a word, the others name objects."""
         return frozenset({"pickscore", "ocr" if prompt_set == "letters" else "geneval"})
 
     def files(self, *_: object) -> Sequence:
         """Nothing is published."""
         return ()
 
-    def regions(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Whatever is not ground."""
-        return [region(picture) for picture in pictures]
+    def regions(self, pictures: Sequence[np.ndarray], prompts: Sequence[Prompt] = ()) -> list[np.ndarray]:
+        """Whatever is not ground; where a prompt has an object beside the judged one, the judged one alone, if it is there."""
+        judged = [prompt.metadata if "beside" in prompt.metadata else None for prompt in prompts] or [None] * len(pictures)
+        return [
+            region(picture) if metadata is None else region_of(picture, metadata)
+            for picture, metadata in zip(pictures, judged, strict=True)
+        ]
 
     def detector(self) -> Detector:
         """The analytic detector, its golden pictures one drawn scene a tag; the fingerprint is the hash of its source."""
