@@ -152,7 +152,7 @@ def test_imagereward_is_the_head_on_the_text_that_looks_at_the_picture(rewarder:
     expected = _slow_rewards(rewarder, images, PROMPTS)
     assert np.allclose([one.score for one in scored], expected, rtol=1e-4, atol=1e-4) and len(set(np.round(expected, 3))) == 4
     assert [one.reward for one in scored] == [one.score for one in scored]
-    with pytest.raises(InputError, match=r"scorers\.imagereward\.model: name a folder .*docs/scorers"):
+    with pytest.raises(InputError, match=r"scorers\.imagereward\.model: name a folder .*docs/reference/scorers"):
         make_scorer("imagereward", scorers())
 
 
