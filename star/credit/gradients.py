@@ -17,12 +17,11 @@ from star.allocation.sources import looks_at_attention
 from star.config import Allocation
 from star.credit.allocations import OCTILE, SCALAR, look, looks
 from star.models.attention import Recorder
-from star.objectives.advantages import combined_advantages
 from star.objectives.points import Point, Transition
-from star.training.epoch import Epoch, Session
+from star.training.epoch import Epoch, Session, advantages
 from star.training.maps import PointMaps, make_maps, with_contrast
 from star.training.rollout import Rollouts
-from star.training.update import fetch, micro_batches, velocities_at
+from star.training.update import fetch, kept_rollouts, micro_batches, velocities_at
 
 OCTILES = 8
 
@@ -41,21 +40,15 @@ def gradients(
     A row is `scalar`, the name of an allocation, or `<name>.octile<k>`: the scalar gradient of the k-th eighth of the places
     alone, ordered by that allocation's map, 1 having the least weight.
     """
-    learner, objective, settings = session.learner, session.objective, session.settings
+    learner, objective = session.learner, session.objective
     device, scale = learner.policy.device, learner.scaler.get_scale()
 
     # The rollouts that an update would keep, in its micro-batches.
-    advantage_B = combined_advantages(
-        rollouts.scorer_B,
-        rollouts.prompt_B,
-        weights=settings.reward,
-        combination=settings.training.reward_combination,
-        rule=objective.advantages,
-    )
-    kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
+    advantage_B = advantages(session, rollouts)
+    kept = kept_rollouts(objective, advantage_B)
     if not len(kept):
         return
-    (batches,) = micro_batches(kept, settings.rollout.batch, 1, seed=epoch.seed, epoch=epoch.number)
+    (batches,) = micro_batches(kept, session.settings.rollout.batch, 1, seed=epoch.seed, epoch=epoch.number)
     total = len(kept) * objective.points_a_sample(epoch.trained)
     of_rows = {row.partition(OCTILE)[0] for row in rows} - {SCALAR}
     chosen = {name: allocations[name] for name in sorted(of_rows)}

@@ -133,6 +133,18 @@ def prepare_epoch(session: Session, number: int) -> Epoch:
     )
 
 
+def advantages(session: Session, rollouts: Rollouts) -> np.ndarray:
+    """One advantage a rollout of the epoch, float64 [B], of its rewards by all scorers."""
+    settings = session.settings
+    return combined_advantages(
+        rollouts.scorer_B,
+        rollouts.prompt_B,
+        weights=settings.reward,
+        combination=settings.training.reward_combination,
+        rule=session.objective.advantages,
+    )
+
+
 def run_epoch(session: Session, number: int, first: bool) -> dict:
     """One epoch, the `first` since the run was started or not; returns its line of metrics.jsonl.
 
@@ -147,13 +159,7 @@ def run_epoch(session: Session, number: int, first: bool) -> dict:
 
     # Advantages and maps.
     began = time.perf_counter()
-    advantage_B = combined_advantages(
-        rollouts.scorer_B,
-        rollouts.prompt_B,
-        weights=settings.reward,
-        combination=settings.training.reward_combination,
-        rule=session.objective.advantages,
-    )
+    advantage_B = advantages(session, rollouts)
     rollouts = with_contrast(settings.allocation, rollouts, session=session, epoch=epoch, reward_B=advantage_B)
     map_RTHW = make_maps(settings.allocation, rollouts, epoch)
     mapped = time.perf_counter()

@@ -140,19 +140,15 @@ class Learner:
 
         `weight_of` has the weights that are in them; what is noted is of weight 1. Gradients that are not finite are not noted.
         """
-        momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters] if self.optimizer.state else None
         whole: list[torch.Tensor] = []
         for step in sorted(self.apart):
             gradients = self.apart.pop(step)
             self._be_gradient(gradients)
             add(self.parameters)
             unit = self.scaler.get_scale() * weight_of[step]
-            norm, projection = torch.nn.utils.get_total_norm(gradients).item() / unit, None
-            if momenta is not None:
-                inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
-                projection = (inner / torch.nn.utils.get_total_norm(momenta)).item() / unit
+            norm, projection = torch.nn.utils.get_total_norm(gradients).item() / unit, self._projection(gradients)
             if math.isfinite(norm):
-                self.measured.observe(step, norm, projection)
+                self.measured.observe(step, norm, None if projection is None else projection.item() / unit)
             whole = torch._foreach_add(whole, gradients) if whole else gradients
         self._be_gradient(whole)
 
@@ -164,13 +160,20 @@ class Learner:
         return self._cosine_with_momentum([p.grad for p in self.parameters])
 
     @torch.no_grad()
-    def _cosine_with_momentum(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
+    def _projection(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
+        """Gradients on the direction of AdamW's momentum; None before the first optimizer step."""
         if not self.optimizer.state:
             return None
         momenta = [self.optimizer.state[p]["exp_avg"] for p in self.parameters]
         inner = torch.stack([(g * m).sum() for g, m in zip(gradients, momenta, strict=True)]).sum()
-        norms = torch.nn.utils.get_total_norm(gradients) * torch.nn.utils.get_total_norm(momenta)
-        return torch.nan_to_num(inner / norms, nan=0.0, posinf=0.0, neginf=0.0)
+        return inner / torch.nn.utils.get_total_norm(momenta)
+
+    def _cosine_with_momentum(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
+        projection = self._projection(gradients)
+        if projection is None:
+            return None
+        cosine = projection / torch.nn.utils.get_total_norm(gradients).detach()
+        return torch.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0)
 
     def step(self, epoch: int) -> tuple[float, float]:
         """One optimizer step on the added gradients, scaled down to `max_grad_norm`; returns their norm and the change's.

@@ -21,10 +21,16 @@ from star.training.metrics import Meter
 from star.training.processes import Processes
 
 if TYPE_CHECKING:
+    from star.objectives.door import Objective
     from star.training.epoch import Epoch, Session
     from star.training.rollout import Rollouts
 
 MicroBatch = tuple[np.ndarray, int]  # rows, and how many of them count
+
+
+def kept_rollouts(objective: "Objective", advantage_B: np.ndarray) -> np.ndarray:
+    """The places of the rollouts that an update learns from: all, or those that have an advantage."""
+    return np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
 
 
 def micro_batches(
@@ -163,10 +169,9 @@ def update_policy(
     gradient that is not finite, before the weights are touched, and Preempted when asked to stop.
     """
     settings, learner, objective, processes = session.settings, session.learner, session.objective, session.processes
-    kept = np.flatnonzero(advantage_B) if objective.drops_zero_advantage else np.arange(len(advantage_B))
     training = settings.training
     batches = micro_batches(
-        kept,
+        kept_rollouts(objective, advantage_B),
         settings.rollout.batch,
         training.updates_per_epoch,
         seed=epoch.seed,
