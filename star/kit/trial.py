@@ -148,13 +148,13 @@ def _settings(paths: Sequence[Path], sets: Sequence[str], task: str, name: str) 
     groups = math.lcm(rollout.batch, rollout.group_size) // rollout.group_size * settings.training.updates_per_epoch
     changes["rollout"] = {"groups": groups}
     changes["allocation"] = {"source": "attention" if settings.allocation.blocks else "none", "control": "none"}
-    if not make_objective(settings).noisy:
+    objective = make_objective(settings)
+    if not objective.noisy:
         without = {"same_start": False, "window": None, "window_range": None, "sampler": "flow_sde"}
         changes["rollout"] |= without
         changes["allocation"] |= {"normalisation": "per_step", "steps": "each"}
         settings = _resolved(paths, sets, task, name, changes)
-        levels = len(trained_steps(settings.rollout, 0, 1)) - getattr(settings.objective, "skip_first", False)
-        if (settings.objective.times or 1) > levels:
+        if (settings.objective.times or 1) > len(objective.levels(trained_steps(settings.rollout, 0, 1))):
             changes["objective"]["times"] = None
     return _resolved(paths, sets, task, name, changes)
 

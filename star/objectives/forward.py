@@ -35,12 +35,16 @@ class ForwardProcess:
 
     def points(self, epoch: "Epoch", rollouts: "Rollouts", rows: np.ndarray) -> Iterator[Noised]:
         """Noised rollouts at `points_a_sample` of the sampler's own noise levels in the trained range."""
-        levels = epoch.schedule.sigma[epoch.trained.start + self.skip_first : epoch.trained.stop]
+        levels = epoch.schedule.sigma[list(self.levels(epoch.trained))]
         return rollout_points(epoch, rollouts, rows, levels=levels, times=self.points_a_sample(epoch.trained))
+
+    def levels(self, trained: range) -> range:
+        """The sampler's noise levels, by their places, at which points may lie."""
+        return trained[self.skip_first :]
 
     def points_a_sample(self, trained: range) -> int:
         """The setting, or all noise levels that may be trained."""
-        return self.settings.times or len(trained) - self.skip_first
+        return self.settings.times or len(self.levels(trained))
 
     def gradient_scale(self, schedule: "Schedule", step: int) -> float:
         """Unknown: points are noised afresh, without the sampler."""

@@ -70,7 +70,8 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
     if rollout.window and not 0 <= first <= last - rollout.window <= rollout.steps - rollout.window:
         raise InputError(f"rollout.window: {rollout.window} steps do not fit into steps {first} to {last} of {rollout.steps}")
     _check_source(settings)
-    time, weighted = settings.allocation.time, weighted_steps(settings, make_objective(settings))
+    objective = make_objective(settings)
+    time, weighted = settings.allocation.time, weighted_steps(settings, objective)
     if not isinstance(time, str) and len(time) != len(weighted):
         raise InputError(
             f"allocation.time: {len(time)} number(s) for {len(weighted)} step(s) or time(s) that may be trained; give one "
@@ -80,8 +81,8 @@ def check(settings: RunSettings, prompts: Sequence[Prompt], processes: int = 1) 
         raise InputError(f"allocation.source: oracle needs the true objects, which nobody knows of {settings.prompts.world}")
     if rollout.sampler == "cps" and last_trained(rollout) >= rollout.steps:
         raise InputError("rollout.sampler: cps adds no noise in the last step; train fewer (trained_fraction, window_range)")
-    if not make_objective(settings).noisy:
-        _check_clean_rollouts(settings)
+    if not objective.noisy:
+        _check_clean_rollouts(settings, len(objective.levels(trained_steps(rollout, 0, 1))))
 
 
 def _check_source(settings: RunSettings) -> None:
@@ -97,8 +98,8 @@ def _check_source(settings: RunSettings) -> None:
         )
 
 
-def _check_clean_rollouts(settings: RunSettings) -> None:
-    """Raise InputError for what an objective that learns from clean pictures cannot do."""
+def _check_clean_rollouts(settings: RunSettings, levels: int) -> None:
+    """Raise InputError for what an objective that learns from clean pictures, at so many noise levels, cannot do."""
     rollout, objective = settings.rollout, settings.objective
     why = f"{objective.name} samples without noise and learns from clean pictures alone"
     if rollout.same_start:
@@ -113,7 +114,6 @@ def _check_clean_rollouts(settings: RunSettings) -> None:
         raise InputError(f"allocation.contrast_latents: {why}; set it to final")
     if settings.allocation.steps != "each":
         raise InputError(f"allocation.steps: {why}, and every noised point has its own map; set it to each")
-    levels = len(trained_steps(rollout, 0, 1)) - getattr(objective, "skip_first", False)
     if levels < (objective.times or 1):
         raise InputError(
             f"objective.times: {objective.times or 'all'} of {levels} noise level(s) that may be trained; lower it, or raise "
@@ -164,29 +164,34 @@ def train(
     """
     processes = Processes()
     check(settings, prompts, processes.count)
-    run, hold = Run(out), ExitStack()
+    run, hold, key = Run(out), ExitStack(), checkpoint.key_of(settings)
     processes.from_first(lambda: hold.enter_context(folder.held(run.folder)))
     with hold:
-        _train_alone(settings, seed, prompts, run=run, start_over=start_over, watched=watched, processes=processes)
+        # What there is to go on from, and what is ahead.
+        newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
+        learner, untrained, done = _learner(settings, seed, run=run, newest=newest, processes=processes)
+        if processes.rank == 0:
+            _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
+        spread(learner.policy.model, settings.compute, processes.count)
+
+        # Epochs, with scorers beside them.
+        reward, workers = settings.reward, settings.scorers.workers
+        live = watched.live if processes.rank == 0 and watched.live else nullcontext()
+        with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, live:
+            pool.check([*prompts, *watched.prompts])
+            regions = world(settings.prompts.world).regions
+            session = Session(settings, seed, prompts, learner, make_objective(settings), pool, processes, regions)
+            _train_epochs(session, watched, run=run, key=key, done=done, untrained=untrained)
     processes.close()
 
 
-def _train_alone(
-    settings: RunSettings,
-    seed: int,
-    prompts: Sequence[Prompt],
-    *,
-    run: Run,
-    start_over: bool,
-    watched: Watched,
-    processes: Processes,
-) -> None:
-    """`train` in a folder that no other training holds."""
-    # What there is to go on from.
-    key = checkpoint.key_of(settings)
-    newest = processes.from_first(lambda: checkpoint.newest(run, key, settings.training.epochs, start_over))
+def _learner(
+    settings: RunSettings, seed: int, *, run: Run, newest: Path | None, processes: Processes
+) -> tuple[Learner, Captured | None, int]:
+    """The learner as it was at a checkpoint, as it began where it may step back to that, and the epochs that are done.
 
-    # The learner, as it was then.
+    Raises InputError when metrics of epochs that are done are missing, and when the disk has no room for what is to come.
+    """
     objective = make_objective(settings)
     learner = Learner(
         make_policy(settings, seed),
@@ -201,25 +206,21 @@ def _train_alone(
     for earlier in processes.from_first(lambda: checkpoint.step_backs(run)):
         learner.slow_down(earlier["factor"])
     processes.from_first(lambda: folder.require_disk(run, learner, settings))
-    if processes.rank == 0:
-        _announce(settings, learner.policy, prompts, run=run, done=done, processes=processes.count)
-    spread(learner.policy.model, settings.compute, processes.count)
+    return learner, untrained, done
 
-    # Epochs, each with its line of metrics.
+
+def _train_epochs(session: Session, watched: Watched, *, run: Run, key: str, done: int, untrained: Captured | None) -> None:
+    """The epochs after the first `done`, each with its line of metrics and, when it is time, its checkpoint."""
+    settings, rank = session.settings, session.processes.rank
     bar = tqdm(
         initial=done,
         total=settings.training.epochs,
-        desc=f"{settings.task} {settings.method} seed{seed}",
+        desc=f"{settings.task} {settings.method} seed{session.seed}",
         unit="epoch",
         mininterval=0.1 if sys.stderr.isatty() else 20,
-        disable=processes.rank > 0,
+        disable=rank > 0,
     )
-    reward, workers = settings.reward, settings.scorers.workers
-    live = watched.live if processes.rank == 0 and watched.live else nullcontext()
-    with processes.watching(), RewardPool(reward, settings.scorers, workers) as pool, bar, live:
-        pool.check([*prompts, *watched.prompts])
-        regions = world(settings.prompts.world).regions
-        session = Session(settings, seed, prompts, learner, objective, pool, processes, regions)
+    with bar:
         fixed = Pictures(session, watched.prompts, run)
         fixed.begin(done)
         started = done
@@ -234,7 +235,7 @@ def _train_alone(
                 fixed.begin(done)
                 bar.update(done - bar.n)
                 continue
-            if processes.rank == 0:
+            if rank == 0:
                 _save_if_due(session, run, epoch, key)
                 bar.set_postfix(reward=f"{row['reward_mean']:.3f}", refresh=False)
                 if watched.live:
