@@ -24,8 +24,7 @@ from star.credit.gradients import OCTILES, gradients, steps_of
 from star.credit.projection import Projection
 from star.errors import InputError
 from star.files import whole, write_json
-from star.models import adapter as adapters
-from star.models.policy import Policy
+from star.models import adapter
 from star.objectives.door import make_objective
 from star.prompts.record import Prompt
 from star.scoring.pool import RewardPool
@@ -200,25 +199,13 @@ def _session(measurement: Measurement, prompts: list[Prompt]) -> Iterator[Sessio
         policy.model.watch(allocation.blocks, allocation.heads)  # refuses what does not exist
     policy.model.watch(range(len(policy.model.blocks)))  # whatever is measured, every pass runs the same kernels
     if measurement.adapter is not None:
-        _put_in(policy, settings, measurement.adapter)
+        adapter.put_in(policy.model, measurement.adapter, settings.policy.lora)
     learner = Learner(policy, settings.optimizer, settings.training, keeps_old="old" in objective.asks)
     processes = Processes()
     with processes.watching(), RewardPool(settings.reward, settings.scorers, settings.scorers.workers) as pool:
         pool.check(prompts)
         regions = world(settings.prompts.world).regions
         yield Session(settings, measurement.seed, prompts, learner, objective, pool, processes, regions)
-
-
-def _put_in(policy: Policy, settings: RunSettings, folder: Path) -> None:
-    """Give the policy the weights of a saved adapter, at the strength that its file names."""
-    tensors, described = policy.model.read_lora(folder)
-    lora, described = settings.policy.lora, described or {}
-    rank = described.get("r", lora.rank)
-    if rank != lora.rank:
-        raise InputError(f"--adapter {folder}: its rank is {rank}, policy.lora.rank is {lora.rank}; measure with its own")
-    factor = (described.get("lora_alpha", rank) / rank) / (lora.alpha / lora.rank)
-    own = {name: factor * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
-    adapters.set_weights(policy.model.transformer, own)
 
 
 def _coordinates(session: Session) -> int:

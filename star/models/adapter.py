@@ -88,6 +88,22 @@ def at_full_strength(tensors: dict[str, torch.Tensor], described: dict) -> tuple
     return folded, described | {"lora_alpha": described["r"]}
 
 
+def put_in(model: "FlowModel", folder: Path, lora: Lora) -> None:
+    """Give the adapter that a model has, made from `lora`, the weights of a saved one, at the strength that its file names.
+
+    Raises InputError when its rank is another, and when it does not fit this model.
+    """
+    tensors, described = model.read_lora(folder)
+    described = described or {"r": lora.rank, "lora_alpha": lora.rank}
+    if described["r"] != lora.rank:
+        raise InputError(
+            f"{folder}: its rank is {described['r']}, policy.lora.rank is {lora.rank}; take the rank of the adapter"
+        )
+    full, _ = at_full_strength(tensors, described)
+    factor = lora.alpha / lora.rank
+    set_weights(model.transformer, {name: tensor / factor if ".lora_B." in name else tensor for name, tensor in full.items()})
+
+
 def adapter_file(folder: Path) -> Path:
     """The weights of a saved adapter. Raises InputError when the folder holds none."""
     file = folder / ADAPTER_FILE

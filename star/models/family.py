@@ -7,6 +7,7 @@ Shapes: B batch, C latent channels, H W latent size, h w token grid, L text colu
 width, N image tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerFast, thinking: bool) -> tuple[str,
     return before, after
 
 
-class Family:
+class Family(ABC):
     """A pipeline prepared as frozen base: on its device, in its precision, its attention ready to be recorded.
 
     Raises InputError when the device is missing, and for a resolution or guidance that the base does not have.
@@ -186,9 +187,9 @@ class Family:
             torch.cuda.empty_cache()  # a scorer on the same GPU cannot use what this process keeps
         return text
 
+    @abstractmethod
     def encode_some(self, prompts: list[str]) -> EncodedText:
         """Encode few enough prompts for one pass, without the negative one."""
-        raise NotImplementedError
 
     def columns_run(self, length: int) -> int:
         """The columns that a prompt of `length` has in a pass; a pass of unlike numbers is masked."""
@@ -199,9 +200,13 @@ class Family:
         return self.blocks_of(self.pipe, self.settings)
 
     @staticmethod
+    @abstractmethod
     def blocks_of(pipe: DiffusionPipeline, settings: Settings) -> list[TextBlock]:
         """The blocks of a pipeline's text columns; it need not have more than tokenizers."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def example_text(self, batch: int) -> EncodedText:
+        """Text of the true shapes whose content does not matter."""
 
     def text_encoders(self) -> list[nn.Module]:
         """The encoders that this pipeline has."""
@@ -222,9 +227,9 @@ class Family:
             unconditional = self.predict(x_BCHW, sigma, text.negative.repeated(len(x_BCHW)))
         return self.guided(conditional, unconditional)
 
+    @abstractmethod
     def predict(self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: EncodedText) -> torch.Tensor:
         """The velocity of one branch, float32 [B, C, H, W]."""
-        raise NotImplementedError
 
     def row(self, x_BCHW: torch.Tensor, text: EncodedText) -> tuple[slice, slice]:
         """Where image and text stand in the joint row; most have the text first."""

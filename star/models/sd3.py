@@ -19,7 +19,7 @@ from star.config import PolicySettings as Settings
 from star.errors import InputError
 from star.models.attention import JointAttention, Recorder, attention, projected
 from star.models.door import Geometry, time_of, token_shift, whole_tokens
-from star.models.family import EncodedText, Family
+from star.models.family import EncodedText, Family, joined
 
 
 class SD3Attention(JointAttention):
@@ -116,25 +116,21 @@ class SD3(Family):
         self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: EncodedText, recorder: Recorder | None = None
     ) -> torch.Tensor:
         """The velocity at noise level sigma, float32 [B, C, H, W]; guidance's two branches in one pass, the recorded last."""
-        columns, pooled, x = text.columns_BLE, text.pooled_BP, x_BCHW
-        if text.negative is not None:
-            negative = text.negative.repeated(len(x_BCHW))
-            columns = torch.cat([negative.columns_BLE, columns])
-            pooled = torch.cat([negative.pooled_BP, pooled])
-            x = torch.cat([x, x])
-        timestep = time_of(sigma, len(x_BCHW), x.device).repeat(len(x) // len(x_BCHW))
-        with (
-            torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
-            self._tap.open(recorder, *self.row(x_BCHW, text)),
-        ):
-            v = self.transformer(
-                hidden_states=x.to(self.dtype),
-                encoder_hidden_states=columns.to(self.dtype),
-                pooled_projections=pooled.to(self.dtype),
-                timestep=timestep,
-                return_dict=False,
-            )[0].float()
-        if text.negative is None:
-            return v
-        unconditional, conditional = v.chunk(2)
+        autocast = torch.autocast(x_BCHW.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        with autocast, self._tap.open(recorder, *self.row(x_BCHW, text)):
+            if text.negative is None:
+                return self.predict(x_BCHW, sigma, text)
+            both = joined([text.negative.repeated(len(x_BCHW)), text])
+            levels = sigma if isinstance(sigma, float) else sigma.repeat(2)
+            unconditional, conditional = self.predict(torch.cat([x_BCHW, x_BCHW]), levels, both).chunk(2)
         return self.guided(conditional, unconditional)
+
+    def predict(self, x_BCHW: torch.Tensor, sigma: float | torch.Tensor, text: EncodedText) -> torch.Tensor:
+        """The velocity of each sample under its own text, float32 [B, C, H, W]."""
+        return self.transformer(
+            hidden_states=x_BCHW.to(self.dtype),
+            encoder_hidden_states=text.columns_BLE.to(self.dtype),
+            pooled_projections=text.pooled_BP.to(self.dtype),
+            timestep=time_of(sigma, len(x_BCHW), x_BCHW.device),
+            return_dict=False,
+        )[0].float()

@@ -74,7 +74,7 @@ def test_they_are_the_updates(random_base: Path, objective: tuple[str, ...]) -> 
         for row, allocation in (allocations | {"scalar": Allocation()}).items():
             settings = made.settings.model_copy(update={"allocation": allocation})
             columns = epoch.columns if allocation.blocks else None
-            compared = with_contrast(allocation, rollouts, session=made, epoch=epoch)
+            compared = with_contrast(allocation, rollouts, session=made, epoch=epoch, reward_B=rollouts.reward_B)
             map_RTHW = make_maps(allocation, compared, epoch)
             of_row = replace(made, settings=settings), replace(epoch, columns=columns), compared
             expected[row] = of_update(*of_row, map_RTHW)
