@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from star.config import RunSettings
+from star.config import RunSettings, published_epochs
 from star.config.key import training_key
 from star.errors import InputError
 from star.files import read_jsonl, settle, sha256, write_json, write_jsonl
@@ -92,6 +92,16 @@ def prune(folder: Path, keep: int, published: set[int]) -> None:
         elif (state := checkpoint / "state").exists():
             (state / "progress.json").unlink(missing_ok=True)  # first: a state without it is no state
             shutil.rmtree(state)
+
+
+def bytes_kept(settings: RunSettings, adapter: int, keeps_old: bool) -> dict[str, int]:
+    """Bytes of the `states` and of the published `adapters` that a whole training keeps, one `adapter` having so many.
+
+    A state is a checkpoint with its own adapter: weights, average, two moments of AdamW and, with `keeps_old`, the old policy's
+    weights, all float32. There is one more than is kept, while it is written.
+    """
+    states = settings.checkpoints.keep_states + 1
+    return {"states": states * (5 + keeps_old) * adapter, "adapters": len(published_epochs(settings)) * adapter}
 
 
 def _remove(checkpoint: Path) -> None:

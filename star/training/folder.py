@@ -13,10 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from star.config import RunSettings, published_epochs
+from star.config import RunSettings
 from star.errors import InputError
 from star.files import require_free, require_writable, write_text
 from star.layout import Run
+from star.training.checkpoint import bytes_kept
 from star.training.learner import Learner
 
 LOCK = "training.lock"
@@ -46,16 +47,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def require_disk(run: Run, learner: Learner, settings: RunSettings) -> None:
-    """Raise InputError when checkpoints that are still to come do not fit on the disk: states to resume from, and adapters.
-
-    Counted in float32: weights, average, two moments and, where there is one, the old policy; one more than is kept.
-    """
-    adapter = 4 * sum(p.numel() for p in learner.parameters)
-    state = adapter * (5 if learner.old else 4)
-    states, published = settings.checkpoints.keep_states + 1, published_epochs(settings)
-    kept = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
-    needed = states * (state + adapter) + len(published) * adapter
-    require_free(run.folder, max(needed - kept, state + adapter), "checkpoints; checkpoints.keep_states says how many")
+    """Raise InputError when checkpoints that are still to come do not fit on the disk: states to resume from, and adapters."""
+    needed = bytes_kept(settings, 4 * sum(p.numel() for p in learner.parameters), bool(learner.old))
+    there = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
+    one = needed["states"] // (settings.checkpoints.keep_states + 1)
+    require_free(run.folder, max(sum(needed.values()) - there, one), "checkpoints; checkpoints.keep_states says how many")
 
 
 def keep_epochs(file: Path, done: int) -> None:

@@ -40,17 +40,17 @@ def with_contrast(
     *,
     session: "Session",
     epoch: "Epoch",
-    reward_B: np.ndarray | None = None,
+    reward_B: np.ndarray,
 ) -> "Rollouts":
     """The rollouts with what the source compares within groups; as they are where it compares nothing.
 
-    Differences may go with `reward_B`, the epoch's advantages for one, which several rewards may make; without it with the
-    reward. All processes must call it together, before rollouts are exchanged.
+    Differences go, or not, with `reward_B`: the epoch's rewards, or its advantages, which several rewards may make. All
+    processes must call it together, before rollouts are exchanged.
     """
     of = contrast(allocation.source)
     if of is None:
         return rollouts
-    groups = Groups(rollouts.reward_B if reward_B is None else reward_B, rollouts.prompt_B, rollouts.row_R)
+    groups = Groups(reward_B, rollouts.prompt_B, rollouts.row_R)
     total, patch = session.processes.total, session.learner.policy.model.geometry.patch
     steps = max(rollouts.latents_RSCHW.shape[1] - 1, 1)
     places = range(1, steps + 1) if allocation.contrast_latents != "final" else (-1,)

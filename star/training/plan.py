@@ -20,6 +20,7 @@ from star.models.policy import Policy
 from star.models.unloaded import give_device
 from star.objectives.door import make_objective
 from star.runtime import pick_precision
+from star.training.checkpoint import bytes_kept
 from star.training.epoch import measured_steps, trained_steps
 from star.training.pictures import OF_PROMPT, TILE
 
@@ -140,18 +141,13 @@ def describe_disk(policy: Policy, settings: RunSettings) -> list[str]:
 def disk_bytes(policy: Policy, settings: RunSettings) -> dict[str, int]:
     """Bytes that a training leaves at its end, by part and in `all`. Test pictures are not its own, nor a few kB an epoch.
 
-    A state has weights, average, two moments of AdamW and an old policy's weights. Pictures are counted uncompressed.
+    Pictures are counted uncompressed.
     """
-    adapter = _bytes(policy.model.transformer, trained=True)
-    copies = 4 + ("old" in make_objective(settings).asks)
+    kept = bytes_kept(settings, _bytes(policy.model.transformer, trained=True), "old" in make_objective(settings).asks)
     published, tracking = published_epochs(settings), settings.tracking
     drawn = {0, *published, *range(tracking.every, settings.training.epochs + 1, tracking.every)} if tracking.prompts else ()
     height, width = (min(TILE, side) for side in settings.policy.size)
-    parts = {
-        "states": (settings.checkpoints.keep_states + 1) * copies * adapter,
-        "adapters": len(published) * adapter,
-        "pictures": len(drawn) * tracking.prompts * OF_PROMPT * height * width * 3,
-    }
+    parts = kept | {"pictures": len(drawn) * tracking.prompts * OF_PROMPT * height * width * 3}
     return parts | {"all": sum(parts.values())}
 
 

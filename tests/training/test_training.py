@@ -367,7 +367,7 @@ def test_maps_of_contrast_compare_the_latents_that_are_asked_for(random_base: Pa
             chosen = settings.allocation.model_copy(
                 update={"source": source, "contrast_latents": latents, "leave_one_out": False}
             )
-            found = with_contrast(chosen, rollouts, session=training, epoch=epoch).contrast_RThw
+            found = with_contrast(chosen, rollouts, session=training, epoch=epoch, reward_B=rollouts.reward_B).contrast_RThw
             for t, x_RCHW in enumerate(compared):
                 for b in range(len(x_RCHW)):
                     members = rollouts.prompt_B == rollouts.prompt_B[b]
