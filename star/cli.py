@@ -5,6 +5,7 @@ other stage stopped by Ctrl-C.
 """
 
 import argparse
+import functools
 import io
 import logging
 import os
@@ -28,6 +29,9 @@ from star.prompts.record import read
 from star.runtime import declare_torchvision
 
 _WRITE_A_FILE = ("prompts", "score", "config")  # the others write a folder
+
+
+Stages = argparse._SubParsersAction  # argparse has no public name for what `add_subparsers` returns
 
 
 def quiet_libraries() -> None:
@@ -252,28 +256,39 @@ def parser() -> argparse.ArgumentParser:
     """The parser of `star STAGE`."""
     parser = argparse.ArgumentParser(prog="star", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    _add_making(stages)
+    _add_looking(stages)
+    _add_upkeep(stages)
+    return parser
 
-    def stage(name: str, function: object, summary: str) -> argparse.ArgumentParser:
-        sub = stages.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(function=function)
-        default = Path("config/miniature.yaml")
-        sub.add_argument(
-            "--config", type=Path, nargs="+", default=[default], help=f"configuration file, later ones win (default: {default})"
-        )
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            help="override, which wins over every file; may be repeated",
-        )
-        return sub
 
-    def run_of(sub: argparse.ArgumentParser, task: bool = True) -> None:
-        sub.add_argument("--task", required=task, help="a key of `tasks:`")
-        sub.add_argument("--method", required=task, help="a key of `methods:` (or base, where nothing is trained)")
-        sub.add_argument("--seed", type=int, default=0)
+def _stage(stages: Stages, name: str, function: object, summary: str) -> argparse.ArgumentParser:
+    """A stage with the options that all have."""
+    sub = stages.add_parser(name, help=summary, description=summary)
+    sub.set_defaults(function=function)
+    default = Path("config/miniature.yaml")
+    sub.add_argument(
+        "--config", type=Path, nargs="+", default=[default], help=f"configuration file, later ones win (default: {default})"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override, which wins over every file; may be repeated",
+    )
+    return sub
 
+
+def _add_run(sub: argparse.ArgumentParser, task: bool = True) -> None:
+    sub.add_argument("--task", required=task, help="a key of `tasks:`")
+    sub.add_argument("--method", required=task, help="a key of `methods:` (or base, where nothing is trained)")
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def _add_making(stages: Stages) -> None:
+    """From prompts to scores."""
+    stage = functools.partial(_stage, stages)
     s = stage("prompts", _prompts, "write the prompt records of a task, or show the core content of some")
     s.add_argument("--task", help="a key of `tasks:`")
     s.add_argument("--split", choices=make.SPLITS)
@@ -281,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--show-core", type=Path, metavar="FILE", help="print a file's prompts with core content and token columns")
 
     s = stage("train", _train, "train one method on one task; goes on where a stopped run left off")
-    run_of(s)
+    _add_run(s)
     s.add_argument("--prompts", type=Path, help="prompt records (default: the task's training set)")
     s.add_argument("--out", type=Path)
     s.add_argument("--start-over", action="store_true", help="set checkpoints of other settings aside instead of refusing them")
@@ -309,6 +324,10 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, nargs="+", required=True, help="a file for each folder of images")
     s.add_argument("--guards", type=Path, nargs="+", help="also measure the collapse guards into these JSON files")
 
+
+def _add_looking(stages: Stages) -> None:
+    """What is made of scores, maps and gradients."""
+    stage = functools.partial(_stage, stages)
     s = stage("tables", _tables, "aggregate results into tables and figures")
     s.add_argument("--out", type=Path, required=True)
 
@@ -322,7 +341,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--check", type=Path, metavar="PAGE", help="compare every number that a page quotes with the tables")
 
     s = stage("maps", _maps, "draw allocation maps over the denoising steps on their images")
-    run_of(s)
+    _add_run(s)
     s.add_argument("--prompts", type=Path, required=True)
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--adapter", type=Path)
@@ -333,8 +352,12 @@ def parser() -> argparse.ArgumentParser:
 
     credit.add_arguments(stage("credit", credit.run, "measure how well one batch's gradient points, under every allocation"))
 
+
+def _add_upkeep(stages: Stages) -> None:
+    """Tracking, weights, configurations, people's votes, and what is handed on."""
+    stage = functools.partial(_stage, stages)
     s = stage("log", _log, "mirror a run's files to MLflow")
-    run_of(s, task=False)
+    _add_run(s, task=False)
     s.add_argument("--run", type=Path, help="the run's folder")
     s.add_argument("--tables", action="store_true", help="mirror tables and figures instead of a run")
     s.add_argument("--credit", type=Path, metavar="DIR", help="mirror a task's measurement of credit instead of a run")
@@ -362,7 +385,6 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--out", type=Path, required=True)
     s.add_argument("--work", type=Path, required=True)
     s.add_argument("--recipe", action="append", default=[], metavar="PART.KEY=VALUE", help="change base.KEY or preference.KEY")
-    return parser
 
 
 def _require_places(args: argparse.Namespace) -> None:

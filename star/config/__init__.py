@@ -1,5 +1,6 @@
 """The configuration: its sections, the whole of it, how files become one. star/config/key.py has the digests of settings."""
 
+from star.config.allocation import Allocation, Kind
 from star.config.experiment import (
     Config,
     RunSettings,
@@ -17,11 +18,9 @@ from star.config.objectives import OBJECTIVES, Awm, FlowGrpo, Guard, Nft, Object
 from star.config.scorers import SCORERS, Geneval, Judge, Ocr, Pickscore, Remote, Scorers, Service
 from star.config.sections import (
     SETS,
-    Allocation,
     Checkpoints,
     Compute,
     Evaluation,
-    Kind,
     Lora,
     MethodSettings,
     Optimizer,

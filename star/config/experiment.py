@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from star.config import document as documents
+from star.config.allocation import Allocation
 from star.config.document import OVERRIDABLE, Document, Layer
 from star.config.fields import Place, Section
 from star.config.migrate import find_old, new_task_name
@@ -20,7 +21,6 @@ from star.config.objectives import OBJECTIVES, FlowGrpo, Objective
 from star.config.scorers import Scorer, Scorers
 from star.config.sections import (
     SETS,
-    Allocation,
     Checkpoints,
     Compute,
     Evaluation,
