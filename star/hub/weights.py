@@ -18,7 +18,7 @@ from star.hub import lock
 from star.hub.check import Source
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import PreTrainedModel
 
 # Libraries patch torch's modules while they load; two threads at once would leave them patched.
 _ONE_AT_A_TIME = threading.Lock()
@@ -99,15 +99,13 @@ def _check_available(source: Source, commit: str) -> None:
     print(f"fetching {source.name} for {source.key} into {constants.HF_HUB_CACHE}", file=sys.stderr)
 
 
-def load_tokenizer(source: Source, model: "CLIPModel") -> "CLIPTokenizer":
-    """The tokenizer of a CLIP model. Raises InputError as `load`, and when it is not the model's own.
+def load_tokenizer(cls: type, source: Source, model: "PreTrainedModel") -> Any:
+    """The tokenizer of a model of pictures and texts. Raises InputError as `load`, and when it is not the model's own.
 
     transformers makes an empty one where there is none.
     """
-    from transformers import CLIPTokenizer
-
     rows = model.config.text_config.vocab_size
-    tokenizer = load(CLIPTokenizer, source, whole=lambda loaded: len(loaded) == rows)
+    tokenizer = load(cls, source, whole=lambda loaded: len(loaded) == rows)
     if len(tokenizer) != rows:
         raise InputError(
             f"{source.key}: {source.name!r} has a tokenizer of {len(tokenizer)} tokens, the model knows {rows}; "

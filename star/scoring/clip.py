@@ -31,7 +31,7 @@ class Clip:
         self._model = load_model(CLIPModel, model)
         weights = digest(self._model)
         self.scale = self._model.logit_scale.detach().exp().item()  # before rounding: in bfloat16 it is off by a percent
-        self._tokenizer = load_tokenizer(processor, self._model)
+        self._tokenizer = load_tokenizer(transformers.CLIPTokenizer, processor, self._model)
         self._images = load(CLIPImageProcessorPil, processor)
         self._model.to(self._device, self._dtype)
         pinned = f"@{lock.commit(processor.name, processor.revision)[:12]}" if is_repository(processor.name) else ""

@@ -52,7 +52,7 @@ class ClipColors:
     def __init__(self, scorers: Scorers) -> None:
         source = sources.colors(scorers)
         model = load_model(transformers.CLIPModel, source)
-        self._tokenizer = load_tokenizer(source, model)
+        self._tokenizer = load_tokenizer(transformers.CLIPTokenizer, source, model)
         self._images = load(_Processor, source)
         self.fingerprint = f"color={source.name}@{digest(model)}"
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[scorers.geneval.precision]

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel, CLIPImageProcessorPil
 
 from star.config import Scorers
-from star.errors import InputError, ScorerFailed
-from star.hub.weights import PRECISIONS, digest, load, load_model, resolve
+from star.errors import ScorerFailed
+from star.hub.weights import PRECISIONS, digest, load_model, load_tokenizer, resolve
 from star.prompts.record import Prompt
 from star.scoring import golden, sources
 from star.scoring.score import Score, require_words
@@ -66,13 +66,8 @@ class ImageRewardScorer:
         source, precision = sources.imagereward(scorers), scorers.imagereward.precision
         self._device, self._dtype = resolve(scorers.device), PRECISIONS[precision]
         model = load_model(ImageRewardModel, source)
-        self._tokenizer = load(BertTokenizer, source)
-        rows, side = model.config.text_config.vocab_size, model.config.vision_config.image_size
-        if len(self._tokenizer) != rows:
-            raise InputError(
-                f"{source.key}: {source.name!r} has a tokenizer of {len(self._tokenizer)} tokens, the model knows {rows}; "
-                "put BERT's with [DEC] and [ENC] beside the weights"
-            )
+        self._tokenizer = load_tokenizer(BertTokenizer, source, model)  # BERT's with [DEC] and [ENC], beside the weights
+        side = model.config.vision_config.image_size
         self._images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         self.fingerprint = (
             f"imagereward {source.name}@{digest(model)} transformers-{transformers.__version__} torch-{torch.__version__} "
